@@ -1,0 +1,174 @@
+"""The pool of images: the studies folder as the database knows it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from dcaf_monai.image import ImageError
+from dcaf_monai.server.database import (
+    Database,
+    StoreError,
+    UnknownImage,
+    failures,
+    files,
+    images,
+    predictions,
+)
+from dcaf_monai.server.folder import FoundFile, Refresh, found_files, images_in
+from dcaf_monai.server.readings import require_image
+
+logger = logging.getLogger(__name__)
+
+BATCH = 200
+"""Files per transaction: a first look at a large folder never locks readers out for long."""
+
+
+class Pool:
+    """The part of the store that knows the files."""
+
+    database: Database
+    studies: Path
+
+    def refresh(self) -> Refresh:       # type: ignore[override]  # upstream's gives None: the report is ours
+        """Makes the database know the studies folder as it is now.
+
+        Only new and changed files are opened. A bad file is remembered, counted and passed over. An
+        image whose file is gone stays with its annotations and returns when the file does. A file
+        with other content loses its predictions.
+
+        Raises:
+            StoreError: When the folder or the database cannot be read.
+        """
+        try:
+            found = {file.path: file for file in found_files(self.studies)}
+        except OSError as error:
+            raise StoreError(f"studies: need a readable folder, got {error.strerror}.") from error
+        with self.database.read() as connection:
+            known = {path: (size, mtime_ns) for path, size, mtime_ns in connection.execute(
+                select(files.c.path, files.c.size, files.c.mtime_ns))}
+        gone = sorted(set(known) - set(found))
+        missing = self._forget(gone)
+        news = [file for path, file in sorted(found.items()) if known.get(path) != (file.size, file.mtime_ns)]
+        added = changed = 0
+        for start in range(0, len(news), BATCH):
+            looked = [(file, *self._look(file)) for file in news[start:start + BATCH]]
+            with self.database.write() as connection:
+                for file, held, problem in looked:
+                    new, other = self._learn(connection, file, held, problem, file.path in known)
+                    added, changed = added + new, changed + other
+        with self.database.read() as connection:
+            problems: dict[str, int] = dict(connection.execute(
+                select(files.c.problem, func.count()).where(files.c.problem.is_not(None))
+                .group_by(files.c.problem)).all())      # type: ignore[arg-type]
+            total = connection.execute(select(func.count()).select_from(images).where(
+                images.c.state == "present")).scalar_one()
+        duplicates = problems.pop("duplicate", 0)
+        report = Refresh(added, changed, missing, sum(problems.values()), duplicates, total)
+        logger.info("studies: %s", report)
+        return report
+
+    def location(self, uid: str) -> tuple[Path, int | None]:
+        """Where an image is: absolute path inside the studies folder, and 1-based frame if it has many.
+
+        Raises:
+            UnknownImage: For an unknown image, or one whose file is gone, withdrawn, or leads
+                outside the folder.
+        """
+        with self.database.read() as connection:
+            row = require_image(connection, uid, present=True)
+        path = (self.studies / row.path).resolve()
+        if not path.is_relative_to(self.studies) or not path.is_file():
+            raise UnknownImage(uid)
+        return path, row.frame
+
+    def problems(self) -> dict[str, int]:
+        """How many files could not be taken, by cause (an ImageError code, or ``duplicate``)."""
+        with self.database.read() as connection:
+            return dict(connection.execute(select(files.c.problem, func.count()).where(
+                files.c.problem.is_not(None)).group_by(files.c.problem)).all())     # type: ignore[arg-type]
+
+    def add_file(self, path: str) -> str:
+        """Takes in one file that lies in the studies folder; gives the uid of its first image.
+
+        Raises:
+            ValueError: When it holds no image the store can take; the file stays where it is.
+        """
+        status = (self.studies / path).stat()
+        file = FoundFile(path, status.st_size, status.st_mtime_ns)
+        held, problem = self._look(file)
+        with self.database.write() as connection:
+            self._learn(connection, file, held, problem, True)
+            uid = connection.execute(select(images.c.uid).where(images.c.path == path).order_by(
+                images.c.frame).limit(1)).scalar()
+            problem = connection.execute(select(files.c.problem).where(files.c.path == path)).scalar()
+        if uid is None or problem:
+            raise ValueError(f"image: need a new, readable image, got one that is {problem}.")
+        return uid
+
+    def _look(self, file: FoundFile) -> tuple[list[tuple[str, int | None]], str | None]:
+        """The images in a file, or why there are none."""
+        try:
+            return images_in(self.studies, file.path), None
+        except ImageError as error:
+            return [], error.code
+        except OSError:
+            return [], "unreadable"
+
+    def _learn(self, connection: Connection, file: FoundFile, held: list[tuple[str, int | None]],
+               problem: str | None, was_known: bool) -> tuple[int, int]:
+        """Stores one file and its images; gives how many are new and how many changed."""
+        added = changed = 0
+        here = set(connection.execute(select(images.c.uid).where(images.c.path == file.path)).scalars()) \
+            if was_known else set()
+        for uid, frame in held:
+            row = connection.execute(select(images.c.path, images.c.state).where(
+                images.c.uid == uid).with_for_update()).one_or_none()
+            if row is None:
+                added += connection.execute(self.database.insert(images).values(
+                    uid=uid, path=file.path, frame=frame, state="present", added=time.time(), info={},
+                    shuffle=_shuffle(uid)).on_conflict_do_nothing()).rowcount
+            elif row.path == file.path or row.state == "missing":
+                changed += 1
+                state = "withdrawn" if row.state == "withdrawn" else "present"
+                connection.execute(update(images).where(images.c.uid == uid).values(
+                    path=file.path, frame=frame, state=state))
+                if row.state != "missing":
+                    self._drop_scores(connection, uid)
+            else:
+                problem = "duplicate"
+        lost = here - {uid for uid, _ in held}
+        connection.execute(update(images).where(images.c.uid.in_(lost), images.c.state == "present")
+                           .values(state="missing"))
+        insert = self.database.insert(files).values(path=file.path, size=file.size, mtime_ns=file.mtime_ns,
+                                                    problem=problem)
+        connection.execute(insert.on_conflict_do_update(index_elements=["path"], set_={
+            name: insert.excluded[name] for name in ("size", "mtime_ns", "problem")}))
+        return added, changed
+
+    def _drop_scores(self, connection: Connection, uid: str) -> None:
+        """Forgets what models said of a file's earlier content."""
+        connection.execute(delete(predictions).where(predictions.c.uid == uid))
+        connection.execute(delete(failures).where(failures.c.uid == uid))
+        nothing: dict[str, Any] = dict.fromkeys(("ranked_by", "entropy", "mutual_information", "margin"))
+        connection.execute(update(images).where(images.c.uid == uid).values(**nothing))
+
+    def _forget(self, gone: list[str]) -> int:
+        missing = 0
+        for start in range(0, len(gone), BATCH):
+            batch = gone[start:start + BATCH]
+            with self.database.write() as connection:
+                missing += connection.execute(update(images).where(
+                    images.c.path.in_(batch), images.c.state == "present").values(state="missing")).rowcount
+                connection.execute(delete(files).where(files.c.path.in_(batch)))
+        return missing
+
+
+def _shuffle(uid: str) -> float:
+    """A number in [0, 1) that follows from the uid alone: the same random order everywhere."""
+    return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:6], "big") / 2**48

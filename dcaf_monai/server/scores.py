@@ -1,0 +1,180 @@
+"""Scores: each image's prediction per model version, and the three numbers the queue ranks by.
+
+An image is *ranked by* one model version at a time, the one that scored it last. Scoring visits
+images that were never scored first, then those still ranked by another version.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import and_, func, select, update
+
+from dcaf_monai.image import ImageError
+from dcaf_monai.server.annotation import finite, plain_json
+from dcaf_monai.server.database import Database, failures, images, predictions
+from dcaf_monai.server.readings import require_image
+
+DOCUMENT_LIMIT = 65536
+"""Longest prediction document, in characters of JSON."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An image that waits for a score: what a Predictor needs to read it."""
+
+    uid: str
+    path: Path
+    frame: int | None
+
+
+class Scores:
+    """The part of the store that holds predictions."""
+
+    database: Database
+    studies: Path
+
+    def save_prediction(self, uid: str, document: Mapping[str, Any]) -> None:
+        """Stores one prediction and ranks the image by it; see `save_predictions`."""
+        self.save_predictions([(uid, document)])
+
+    def save_predictions(self, many: Iterable[tuple[str, Mapping[str, Any]]]) -> int:
+        """Stores predictions, all or none; an earlier one of the same model version is replaced.
+
+        Args:
+            many: ``(uid, document)``; the document is a Prediction's JSON, with at least
+                ``prediction: [{label, score}]`` and ``model: {version}``.
+
+        Returns:
+            How many were stored.
+
+        Raises:
+            ValueError: When a document is not a prediction.
+            UnknownImage: For an unknown image.
+            StoreError: When the database fails.
+        """
+        rows = sorted((_prediction_row(uid, document) for uid, document in many), key=lambda row: row["uid"])
+        with self.database.write() as connection:
+            for row in rows:                                # in uid order: two writers cannot deadlock
+                require_image(connection, row["uid"])
+                insert = self.database.insert(predictions).values(**row)
+                connection.execute(insert.on_conflict_do_update(
+                    index_elements=["uid", "model_version"],
+                    set_={name: insert.excluded[name] for name in row
+                          if name not in ("uid", "model_version")}))
+                connection.execute(update(images).where(images.c.uid == row["uid"]).values(
+                    ranked_by=row["model_version"], entropy=row["entropy"],
+                    mutual_information=row["mutual_information"], margin=row["margin"]))
+        return len(rows)
+
+    def prediction(self, uid: str, model_version: str | None = None) -> dict[str, Any]:
+        """The stored prediction of an image, as the document that was saved.
+
+        Args:
+            uid: The image.
+            model_version: Which model's; None for the one the image is ranked by.
+
+        Returns:
+            The document; empty when the image has no such prediction.
+
+        Raises:
+            UnknownImage: For an unknown image.
+        """
+        with self.database.read() as connection:
+            image = require_image(connection, uid)
+            found = connection.execute(select(predictions.c.document).where(
+                predictions.c.uid == uid,
+                predictions.c.model_version == (model_version or image.ranked_by))).scalar_one_or_none()
+        return dict(found or {})
+
+    def unscored(self, model_version: str, limit: int = 1000) -> list[Pending]:
+        """Images to score with this model: never scored first, then those ranked by another version.
+
+        Images on which this version failed are left out (`forget_failures` lets them in again).
+        """
+        failed = select(failures.c.uid).where(failures.c.model_version == model_version)
+        missing = and_(images.c.state == "present", images.c.uid.not_in(failed))
+        columns = select(images.c.uid, images.c.path, images.c.frame)
+        with self.database.read() as connection:
+            rows = list(connection.execute(columns.where(missing, images.c.ranked_by.is_(None))
+                                           .order_by(images.c.shuffle).limit(limit)))
+            if len(rows) < limit:
+                rows += connection.execute(columns.where(missing, images.c.ranked_by != model_version)
+                                           .order_by(images.c.shuffle).limit(limit - len(rows)))
+        return [Pending(uid, self.studies / path, frame) for uid, path, frame in rows]
+
+    def rank_by(self, model_version: str) -> int:
+        """Ranks images by a version's stored predictions without predicting again (after a roll-back).
+
+        Returns:
+            How many images changed.
+        """
+        theirs = (select(predictions.c.model_version, predictions.c.entropy,
+                         predictions.c.mutual_information, predictions.c.margin)
+                  .where(predictions.c.uid == images.c.uid, predictions.c.model_version == model_version)
+                  .correlate(images))
+        with self.database.write() as connection:
+            changed = connection.execute(update(images).where(
+                images.c.ranked_by.is_distinct_from(model_version),
+                images.c.uid.in_(select(predictions.c.uid)
+                                 .where(predictions.c.model_version == model_version))).values(
+                **{name: theirs.with_only_columns(predictions.c[column]).scalar_subquery()
+                   for name, column in (("ranked_by", "model_version"), ("entropy", "entropy"),
+                                        ("mutual_information", "mutual_information"),
+                                        ("margin", "margin"))}))
+        return changed.rowcount
+
+    def save_failure(self, uid: str, model_version: str, error: ImageError) -> None:
+        """Records that this model could not score this image, so that a run goes on and can resume."""
+        with self.database.write() as connection:
+            require_image(connection, uid)
+            insert = self.database.insert(failures).values(
+                uid=uid, model_version=model_version, created=time.time(), code=error.code,
+                message=str(error)[:500])
+            connection.execute(insert.on_conflict_do_update(
+                index_elements=["uid", "model_version"],
+                set_={name: insert.excluded[name] for name in ("created", "code", "message")}))
+
+    def failures(self, model_version: str) -> list[dict[str, str]]:
+        """``[{"uid", "code", "message"}]`` of the images this version could not score, by uid."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(failures.c.uid, failures.c.code, failures.c.message).where(
+                failures.c.model_version == model_version).order_by(failures.c.uid)).mappings().all()
+        return [dict(row) for row in rows]
+
+    def forget_failures(self, model_version: str) -> int:
+        """Lets this version's failed images be tried again; says how many."""
+        with self.database.write() as connection:
+            return connection.execute(failures.delete().where(
+                failures.c.model_version == model_version)).rowcount
+
+    def model_versions(self) -> dict[str, int]:
+        """How many present images are ranked by each model version."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(images.c.ranked_by, func.count()).where(
+                images.c.state == "present", images.c.ranked_by.is_not(None))
+                .group_by(images.c.ranked_by)).all()
+        return dict(rows)       # type: ignore[arg-type]
+
+
+def _prediction_row(uid: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        answers = sorted(((float(a["score"]), str(a["label"])) for a in document["prediction"]), reverse=True)
+        model = document["model"]
+        version, sha256 = str(model["version"]), str(model.get("sha256", ""))
+        uncertainty = document.get("uncertainty") or {}
+        plain = plain_json(dict(document), limit=DOCUMENT_LIMIT)
+        entropy, information = uncertainty.get("predictive_entropy"), uncertainty.get("mutual_information")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError("prediction: need prediction: [{label, score}] and model: {version} in plain "
+                         f"JSON, got a fault at {str(error)[:80]}.") from error
+    if not answers or not version:
+        raise ValueError("prediction: need at least one answer and a model version, got none.")
+    margin = answers[0][0] - answers[1][0] if len(answers) > 1 else None
+    return {"uid": uid, "model_version": version, "model_sha256": sha256, "created": time.time(),
+            "label": answers[0][1], "entropy": finite(entropy), "mutual_information": finite(information),
+            "margin": margin, "document": plain}

@@ -1,0 +1,269 @@
+"""Worklist: which case a reader gets next, and who holds what.
+
+The queue gives the most uncertain case first among those this reader has not read, not skipped, and
+nobody else holds. Images without a score come after all scored ones (scoring visits them first, so
+they do not stay behind), in a fixed random order; with nothing scored at all that order is the whole
+queue, so reading can start before the first training.
+
+A lease is what makes it safe: one row per image, taken by one conditional statement that only one of
+several simultaneous callers can win.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, literal, or_, select
+
+from dcaf_monai.server.annotation import Reader
+from dcaf_monai.server.database import Database, annotation_rows, images, leases, predictions, skips
+from dcaf_monai.server.readings import disagreeing, require_image
+
+ORDERS = ("entropy", "mutual_information", "margin", "random")
+FILTERS = ("all", "unread", "read", "disagreement", "unscored", "skipped", "leased")
+LEASE_S = 1800.0
+_READER: TypeAdapter[str] = TypeAdapter(Reader)
+
+
+class CaseTaken(ValueError):
+    """Another reader holds the case."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A case held for a reader until ``expires`` (UTC)."""
+
+    uid: str
+    reader: str
+    expires: datetime
+
+
+@dataclass(frozen=True)
+class Page:
+    """Part of the worklist: ``items`` from ``offset`` on, of ``total``."""
+
+    total: int
+    offset: int
+    items: list[dict[str, Any]]
+
+
+class Worklist:
+    """The part of the store that hands out cases."""
+
+    database: Database
+
+    def next_case(self, reader: str, order: str = "entropy", *, model_version: str | None = None,
+                  lease_s: float = LEASE_S) -> Lease | None:
+        """Leases the next case to a reader; two readers never get the same one.
+
+        A reader who asks again without having read or skipped gets the same case again.
+
+        Args:
+            reader: Who asks.
+            order: ``entropy`` or ``mutual_information`` (highest first), ``margin`` (smallest
+                first), or ``random`` (a fixed shuffle).
+            model_version: Only cases ranked by this version count as scored; None for any.
+            lease_s: Seconds until the case is free again.
+
+        Returns:
+            The lease; None says that nothing is left for this reader.
+
+        Raises:
+            ValueError: For an unknown order, a bad reader name or a bad lease time.
+            StoreError: When the database fails.
+        """
+        check_reader(reader)
+        _check_lease_s(lease_s)
+        queues = _queues(order, model_version)
+        with self.database.write() as connection:
+            while True:     # a lost race means that another reader won: every turn somebody gets on
+                now = time.time()
+                uid = next((found for queue in queues if (found := connection.execute(
+                    queue.where(*_open_to(reader, now)).limit(1)).scalar()) is not None), None)
+                if uid is None:
+                    return None
+                lease = self._take(connection, uid, reader, now, lease_s)
+                if lease:
+                    return lease
+
+    def lease(self, uid: str, reader: str, *, lease_s: float = LEASE_S) -> Lease:
+        """Leases this very case ("give me case X"), also one already read or skipped.
+
+        Raises:
+            ValueError: For a bad reader name or lease time.
+            CaseTaken: When another reader holds it.
+            UnknownImage: For an unknown image, or one whose file is gone.
+        """
+        check_reader(reader)
+        _check_lease_s(lease_s)
+        with self.database.write() as connection:
+            require_image(connection, uid, present=True)
+            taken = self._take(connection, uid, reader, time.time(), lease_s)
+            if taken is None:
+                raise CaseTaken("case: need a free one, got one that another reader holds. "
+                                "Wait until it is read, or take another.")
+        return taken
+
+    def release(self, uid: str, reader: str) -> bool:
+        """Gives a case back unread; False when this reader did not hold it."""
+        check_reader(reader)
+        with self.database.write() as connection:
+            require_image(connection, uid)
+            return connection.execute(delete(leases).where(
+                leases.c.uid == uid, leases.c.reader == reader)).rowcount > 0
+
+    def skip(self, uid: str, reader: str, reason: str = "") -> None:
+        """Takes a case out of this reader's queue for good, and gives it back.
+
+        Raises:
+            ValueError: For a bad reader name or a reason over 500 characters.
+            UnknownImage: For an unknown image.
+        """
+        check_reader(reader)
+        if len(reason) > 500 or not (reason.isprintable()):
+            raise ValueError("reason: need at most 500 printable characters, got something else.")
+        with self.database.write() as connection:
+            require_image(connection, uid)
+            insert = self.database.insert(skips).values(
+                uid=uid, reader=reader, reason=reason, created=time.time())
+            connection.execute(insert.on_conflict_do_update(
+                index_elements=["uid", "reader"],
+                set_={"reason": insert.excluded.reason, "created": insert.excluded.created}))
+            connection.execute(delete(leases).where(leases.c.uid == uid, leases.c.reader == reader))
+
+    def worklist(self, order: str = "entropy", filter: str = "all", *, reader: str | None = None,
+                 offset: int = 0, limit: int = 50) -> Page:
+        """One page of the worklist, the most uncertain first, images without a score last.
+
+        Args:
+            order: As for `next_case`.
+            filter: ``all``; ``read``, ``unread``, ``skipped`` (by the reader; by anybody when none
+                is named); ``leased``; ``unscored``; ``disagreement`` (waits for adjudication).
+            reader: Whose list it is.
+            offset: Items to pass over.
+            limit: Items to give, 1 to 500.
+
+        Returns:
+            Items of ``{uid, label, predictive_entropy, mutual_information, margin, model_version,
+            readers, read_by_me, leased_by_other, leased_by_me}``; label is the model's answer.
+
+        Raises:
+            ValueError: For an unknown order or filter, or a bad offset or limit.
+        """
+        if filter not in FILTERS:
+            raise ValueError(f"filter: need one of {', '.join(FILTERS)}, got {filter[:40]!r}.")
+        if offset < 0 or not 1 <= limit <= 500:
+            raise ValueError(f"page: need offset >= 0 and limit 1 to 500, got {offset}, {limit}.")
+        if reader is not None:
+            check_reader(reader)
+        now = time.time()
+        wanted = and_(images.c.state == "present", *_filtered(filter, reader, now))
+        key = _order_key(order)
+        page = (select(images.c.uid, images.c.ranked_by, images.c.entropy, images.c.mutual_information,
+                       images.c.margin, images.c.shuffle).where(wanted)
+                .order_by(*key).limit(limit).offset(offset)).subquery()
+        held = and_(leases.c.uid == page.c.uid, leases.c.expires > now)
+        readers = (select(func.count(annotation_rows.c.reader.distinct()))
+                   .where(annotation_rows.c.uid == page.c.uid).scalar_subquery())
+        mine = exists().where(annotation_rows.c.uid == page.c.uid, annotation_rows.c.reader == reader) \
+            if reader is not None else literal(False)
+        query = (select(page.c.uid, predictions.c.label, page.c.entropy.label("predictive_entropy"),
+                        page.c.mutual_information, page.c.margin, page.c.ranked_by.label("model_version"),
+                        readers.label("readers"), mine.label("read_by_me"),
+                        leases.c.reader.label("holder"))
+                 .outerjoin(predictions, and_(predictions.c.uid == page.c.uid,
+                                              predictions.c.model_version == page.c.ranked_by))
+                 .outerjoin(leases, held).order_by(*_order_key(order, page)))
+        with self.database.read() as connection:
+            total = connection.execute(select(func.count()).select_from(images).where(wanted)).scalar_one()
+            rows = connection.execute(query).mappings().all()
+        return Page(total, offset, [_item(dict(row), reader) for row in rows])
+
+    def _take(self, connection: Connection, uid: str, reader: str, now: float,
+              lease_s: float) -> Lease | None:
+        insert = self.database.insert(leases).values(uid=uid, reader=reader, expires=now + lease_s)
+        won = connection.execute(insert.on_conflict_do_update(
+            index_elements=["uid"],
+            set_={"reader": insert.excluded.reader, "expires": insert.excluded.expires},
+            where=or_(leases.c.expires <= now, leases.c.reader == reader)).returning(leases.c.uid)).scalar()
+        if won is None:
+            return None
+        return Lease(uid, reader, datetime.fromtimestamp(now + lease_s, timezone.utc))
+
+
+def check_reader(reader: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: When it is no reader's name.
+    """
+    try:
+        return _READER.validate_python(reader)
+    except ValidationError as error:
+        raise ValueError("reader: need 1 to 64 printable characters without outer spaces, "
+                         "got something else.") from error
+
+
+def _check_lease_s(lease_s: float) -> None:
+    if not 0 < lease_s <= 86400:
+        raise ValueError(f"lease_s: need more than 0 and at most 86400 seconds, got {lease_s}.")
+
+
+def _order_key(order: str, table: Any = images) -> tuple[ColumnElement[Any], ...]:
+    if order not in ORDERS:
+        raise ValueError(f"order: need one of {', '.join(ORDERS)}, got {order[:40]!r}.")
+    if order == "random":
+        return (table.c.shuffle.asc(),)
+    score, shuffle = table.c[order], table.c.shuffle
+    if order == "margin":
+        return score.asc().nulls_last(), shuffle.asc()
+    return score.desc().nulls_last(), shuffle.desc()
+
+
+def _queues(order: str, model_version: str | None) -> list[Select[Any]]:
+    """The queries to ask in turn: scored cases by their order, then the others; each walks one index."""
+    key = _order_key(order)
+    present = select(images.c.uid).where(images.c.state == "present")
+    if order == "random":
+        return [present.order_by(*key)]
+    score = images.c[order]
+    best = score.asc() if order == "margin" else score.desc()       # no NULLS LAST: nulls are filtered
+    scored = present.where(score.is_not(None)).order_by(best, key[1])
+    rest = present.where(score.is_(None)).order_by(images.c.shuffle)
+    if model_version is None:
+        return [scored, rest]
+    other = or_(score.is_(None), images.c.ranked_by != model_version)
+    return [scored.where(images.c.ranked_by == model_version),
+            present.where(other).order_by(images.c.shuffle)]
+
+
+def _open_to(reader: str, now: float) -> tuple[ColumnElement[bool], ...]:
+    """Not read by this reader, not skipped by them, not held by another."""
+    return (~exists().where(annotation_rows.c.reader == reader, annotation_rows.c.uid == images.c.uid),
+            ~exists().where(skips.c.uid == images.c.uid, skips.c.reader == reader),
+            ~exists().where(leases.c.uid == images.c.uid, leases.c.reader != reader, leases.c.expires > now))
+
+
+def _filtered(filter: str, reader: str | None, now: float) -> tuple[ColumnElement[bool], ...]:
+    def by_reader(table: Any) -> ColumnElement[bool]:
+        mine = (table.c.reader == reader,) if reader is not None else ()
+        return exists().where(table.c.uid == images.c.uid, *mine)
+
+    conditions: dict[str, ColumnElement[bool]] = {
+        "unread": ~by_reader(annotation_rows), "read": by_reader(annotation_rows),
+        "skipped": by_reader(skips),
+        "unscored": images.c.ranked_by.is_(None), "disagreement": images.c.uid.in_(disagreeing()),
+        "leased": exists().where(leases.c.uid == images.c.uid, leases.c.expires > now)}
+    return (conditions[filter],) if filter != "all" else ()
+
+
+def _item(row: dict[str, Any], reader: str | None) -> dict[str, Any]:
+    """A worklist entry; who else holds a case is not told, only that somebody does."""
+    holder = row.pop("holder")
+    return {**row, "read_by_me": bool(row["read_by_me"]),
+            "leased_by_me": holder is not None and holder == reader,
+            "leased_by_other": holder is not None and holder != reader}
