@@ -97,7 +97,7 @@ class Geometry:
             cell: Height and width of a new cell, in pixels of this grid.
         """
         centre = self.point_mm(edge[0] + cell[0] / 2 - 0.5, edge[1] + cell[1] / 2 - 0.5)
-        return replace(self, shape=shape, origin_mm=tuple(float(c) for c in centre),
+        return replace(self, shape=shape, origin_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
                        spacing_mm=(self.spacing_mm[0] * cell[0], self.spacing_mm[1] * cell[1]))
 
 

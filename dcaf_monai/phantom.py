@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 SHAPE = (448, 384)
 SPACING_MM = 0.8
@@ -155,7 +155,7 @@ def film_to_dicom(film: Phantom, *, name: str, patient: str, inverted: bool = Fa
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = _uid("DCAF phantom")
     dicom = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    dicom.SOPClassUID, dicom.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dicom.SOPClassUID, dicom.SOPInstanceUID = DigitalXRayImageStorageForPresentation, _uid(f"image {name}")
     _patient_and_study(dicom, patient, name)
     _acquisition(dicom)
 
@@ -211,9 +211,9 @@ def _code(value: str, meaning: str) -> Dataset:
     return code
 
 
-def _uid(words: str) -> str:
+def _uid(words: str) -> UID:
     """A UID under 2.25 (PS3.5 B.2) that depends on the words alone."""
-    return f"2.25.{int.from_bytes(hashlib.sha256(words.encode()).digest()[:16], 'big')}"
+    return UID(f"2.25.{int.from_bytes(hashlib.sha256(words.encode()).digest()[:16], 'big')}")
 
 
 def _soft(distance: np.ndarray, softness: float) -> np.ndarray:

@@ -1,0 +1,370 @@
+"""`read_image`: any supported file to an `Image`; DICOM here, other formats through `raster`.
+
+The policy: size, preamble and transfer syntax before parsing; SOP class and sizes before decoding;
+compressed pixels in the worker of `decode`; uncompressed ones as a view of the file. Whatever is
+wrong with a file is an `ImageError` with a stable code whose text holds nothing from the header.
+Paragraph numbers are of DICOM PS3.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom import Dataset, uid
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_partial
+from pydicom.pixels import get_decoder
+
+from dcaf_monai.decode import MAX_SAMPLES, decoder, jpeg2000_levels
+from dcaf_monai.grey import colour_to_grey, stored_to_grey
+from dcaf_monai.image import Geometry, Image, ImageError, Notice
+from dcaf_monai.raster import MIN_SIDE, read_raster
+
+MAX_BYTES = 256 << 20
+MAX_ELEMENTS = 100_000
+SOP_CLASSES = frozenset("1.2.840.10008.5.1.4.1.1." + tail for tail in (
+    "1", "1.1", "1.1.1",  # CR, DX for presentation, DX for processing
+    "7", "7.2", "7.3", "7.4",  # secondary capture: plain, multi-frame grey byte and word, colour
+    "77.1.5.1", "77.1.5.2", "77.1.5.4"))  # ophthalmic photography 8 and 16 bit, ophthalmic tomography
+COLOUR_LIMIT = 2 / 255
+"""Mean difference between channels above which a colour image is not a grey one."""
+
+# A value pydicom finds invalid would be quoted in a Python warning: patient data in a log.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
+def read_image(path: str | Path, *, uid: str | None = None, frame: int | None = None,
+               max_side: int | None = None) -> Image:
+    """One grey image from a DICOM, PNG, JPEG, TIFF or NIfTI file; the content decides, not the name.
+
+    Args:
+        path: The file.
+        uid: Name of a file that is not DICOM (its file name by default). For DICOM it must be the
+            file's SOP Instance UID, optionally ``uid:frame``.
+        frame: 1-based; must be given when the file holds several.
+        max_side: More pixels than this on the longer side are not needed: a JPEG 2000 codestream is
+            decoded at the smallest sufficient resolution. The geometry stays that of the stored grid.
+
+    Raises:
+        ImageError: Whatever is wrong with the file; see ``code``.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        if data[128:132] == b"DICM":
+            return _dicom_to_image(data, sha256, uid, frame, max_side)
+        return read_raster(data, uid=uid or path.name, frame=frame, sha256=sha256)
+    except ImageError:
+        raise
+    except Exception as error:  # pydicom and nibabel raise anything on damaged files: translated here, once
+        raise ImageError("damaged", f"File: need a readable image, got one that cannot be parsed "
+                         f"({type(error).__name__}). Ask its source for another copy.") from None
+
+
+def read_many(paths: Iterable[str | Path], *, max_side: int | None = None,
+              ) -> Iterator[tuple[Path, Image | ImageError]]:
+    """Each path with its image or its error: one bad file stops nothing."""
+    for path in map(Path, paths):
+        try:
+            yield path, read_image(path, max_side=max_side)
+        except ImageError as error:
+            yield path, error
+
+
+def sop_instance_uid(path: str | Path) -> str:
+    """SOP Instance UID of a DICOM file, from the start of its header.
+
+    Raises:
+        ImageError: ``unreadable``, ``too_large``, ``not_dicom``, ``bad_uid`` or ``damaged``.
+    """
+    return _uid_of(_peek(Path(path), 0x00080018))
+
+
+def frame_count(path: str | Path) -> int:
+    """Number of frames a DICOM file says it has, from its header without pixels; 1 unless stated.
+
+    Raises:
+        ImageError: As `sop_instance_uid`, and ``bad_header``.
+    """
+    return _frames_of(_peek(Path(path), 0x00280008))
+
+
+def _peek(path: Path, last: int) -> Dataset:
+    """The header up to one tag."""
+    try:
+        with open(path, "rb") as file:
+            if path.stat().st_size > MAX_BYTES:
+                raise _too_large()
+            if file.read(132)[128:] != b"DICM":
+                raise _not_dicom()
+            file.seek(0)
+            return _parse(file, last)
+    except OSError as error:
+        raise ImageError("unreadable", f"File: need a readable file, got {error.strerror}.") from None
+    except ImageError:
+        raise
+    except Exception as error:  # as in read_image
+        raise ImageError("damaged", f"File: need a readable header, got one that cannot be parsed "
+                         f"({type(error).__name__}). Ask its source for another copy.") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _too_large()
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError("unreadable", f"File: need a readable file, got {error.strerror}.") from None
+
+
+def _too_large() -> ImageError:
+    return ImageError("too_large", f"File: need at most {MAX_BYTES >> 20} MiB, got more. Export it alone.")
+
+
+def _not_dicom() -> ImageError:
+    return ImageError("not_dicom", "File: need DICOM with its preamble, got something else. Export it again.")
+
+
+def _parse(file: Any, last: int | None = None) -> pydicom.FileDataset:
+    """The dataset, up to the tag ``last``, its element count and inflated size bounded."""
+    file.seek(132)
+    meta = pydicom.filereader._read_file_meta_info(file)
+    syntax = meta.get("TransferSyntaxUID")
+    if not syntax:
+        raise ImageError("no_transfer_syntax", "File: need a Transfer Syntax in its meta header, got none. "
+                         "Export it again.")
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        _check_inflated_size(file)
+    file.seek(0)
+    count = 0
+
+    def stop(tag: Any, vr: str | None, length: int) -> bool:
+        nonlocal count
+        count += 1
+        if count > MAX_ELEMENTS:
+            raise ImageError("too_large", f"Header: need at most {MAX_ELEMENTS} elements, got more.")
+        return last is not None and tag > last
+
+    return read_partial(file, stop_when=stop)
+
+
+def _check_inflated_size(file: Any) -> None:
+    """Inflates the rest of the file piece by piece, keeping nothing: pydicom would do it at once."""
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while piece := file.read(1 << 16):
+        size += len(inflater.decompress(piece))
+        if size > MAX_BYTES:
+            raise _too_large()
+
+
+def _uid_of(header: Dataset) -> str:
+    name = str(header.get("SOPInstanceUID", "") or "").strip()
+    if not re.fullmatch(r"[0-9.]{1,64}", name):
+        raise ImageError("bad_uid", "SOP Instance UID: need digits and dots, at most 64, got something else. "
+                         "Export it again.")
+    return name
+
+
+def _frames_of(header: Dataset) -> int:
+    try:
+        frames = int(header.get("NumberOfFrames", 1) or 1)
+    except (TypeError, ValueError):
+        frames = 0
+    if frames < 1:
+        raise ImageError("bad_header", "Number of Frames: need a whole number from 1, got something else. "
+                         "The file is damaged.")
+    return frames
+
+
+def _dicom_to_image(data: bytes, sha256: str, name: str | None, frame: int | None,
+                    max_side: int | None) -> Image:
+    header = _parse(BytesIO(data))
+    if header.get("SOPClassUID") not in SOP_CLASSES:
+        raise ImageError("sop_class", "Kind of image: need a CR, DX, secondary capture, ophthalmic "
+                         "photograph or tomography, got another SOP class.")
+    if "PixelData" not in header:
+        raise ImageError("no_pixels", "File: need pixel data, got none.")
+    found, frames = _uid_of(header), _frames_of(header)
+    if name is not None and name != found:
+        stem, _, number = name.partition(":")
+        if stem != found or not number.isdecimal() or frame not in (None, int(number)):
+            raise ImageError("wrong_uid", "SOP Instance UID: need the one asked for, got another in this "
+                             "file.")
+        frame = int(number)
+    if frames > 1 and frame is None:
+        raise ImageError("frame_needed", f"Image: need one frame, got a file of {frames}. Name it as "
+                         "uid:frame, from 1.")
+    if frame is not None and not 1 <= frame <= frames:
+        raise ImageError("no_such_frame", f"Frame: need 1 to {frames}, got {frame}. Name another.")
+    _check_pixel_module(header)
+    pixels, notices = _pixels(header, (frame or 1) - 1, frames, max_side)
+    if pixels.ndim == 3:
+        grey, colourfulness = colour_to_grey(pixels)
+        if colourfulness > COLOUR_LIMIT:
+            raise ImageError("colour", "Image: need grey pixels, got a colour picture. This is not a film.")
+        if grey.min() == grey.max():
+            raise ImageError("constant", "Pixels: need different values, got a picture of one value.")
+    else:
+        grey, more = stored_to_grey(pixels, header)
+        notices += more
+    notices += _header_notices(header, data)
+    geometry = _geometry(header, (frame or 1) - 1)
+    for keyword in ("PixelData", "IconImageSequence"):
+        if keyword in header:
+            del header[keyword]
+    return Image(f"{found}:{frame}" if frames > 1 else found, grey, geometry, header, notices, sha256)
+
+
+def _check_pixel_module(header: Dataset) -> None:
+    """Refuses, before anything is decoded, what C.7.6.3 does not allow or this library does not read."""
+    values = [header.get(key) for key in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
+                                          "SamplesPerPixel", "PixelRepresentation")]
+    if not all(type(value) is int for value in values):
+        raise ImageError("bad_header", "Image pixel module: need whole numbers, got something else. The "
+                         "file is damaged.")
+    rows, columns, allocated, bits, high, samples, signed = values
+    if min(rows, columns) < MIN_SIDE:
+        raise ImageError("too_small", f"Image: need at least {MIN_SIDE} rows and columns, got {rows} x "
+                         f"{columns}.")
+    if rows * columns * samples > MAX_SAMPLES:
+        raise ImageError("too_large", f"Image: need at most {MAX_SAMPLES} samples, got {rows} x {columns}.")
+    if allocated not in (8, 16) or not 1 <= bits <= allocated or high != bits - 1 or signed not in (0, 1):
+        raise ImageError("bits", f"Pixels: need 8 or 16 bits allocated with the high bit on top of the "
+                         f"stored ones, got {allocated}, {bits}, {high}.")
+    allowed = {1: ("MONOCHROME1", "MONOCHROME2"),
+               3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")}.get(samples, ())
+    if header.get("PhotometricInterpretation") not in allowed:
+        raise ImageError("photometric", "Photometric Interpretation: need MONOCHROME1 or 2, RGB or YBR with "
+                         "their number of samples, got another.")
+
+
+def _pixels(header: Dataset, index: int, frames: int, max_side: int | None,
+            ) -> tuple[np.ndarray, tuple[Notice, ...]]:
+    """Stored values of one frame: integers ``(rows, columns)`` without unused bits, or RGB."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_transfer_syntax:
+        raise ImageError("no_decoder", "Transfer syntax: need a standard one, got another. Export it again.")
+    if syntax.is_encapsulated:
+        return _encapsulated(header, index, frames, max_side), ()
+    rows, columns, samples, allocated = (
+        header.Rows, header.Columns, header.SamplesPerPixel, header.BitsAllocated)
+    size = rows * columns * samples * allocated // 8
+    if header.PhotometricInterpretation == "YBR_FULL_422":
+        size = size // 3 * 2
+    have = len(header.PixelData)
+    if have < size * frames:
+        raise ImageError("truncated", f"Pixel data: need {size * frames} bytes, got {have}. Export it again.")
+    notices: tuple[Notice, ...] = ()
+    if have > size * frames + 1:
+        notices = (Notice("long_pixel_data", "Pixel data: the file holds more bytes than its size needs; "
+                          "the rest was left out."),)
+    little = header.original_encoding[1]
+    if samples == 1 and (little or allocated == 16):
+        sign = "i" if header.PixelRepresentation else "u"
+        kind = np.dtype(f"{'<' if little else '>'}{sign}{allocated // 8}")
+        stored = np.frombuffer(header.PixelData, kind, rows * columns, size * index).reshape(rows, columns)
+        return _used_bits(stored, header.BitsStored), notices
+    pixels, _ = get_decoder(syntax).as_array(header, index=index)
+    return pixels, notices
+
+
+def _used_bits(stored: np.ndarray, bits: int) -> np.ndarray:
+    """Without what old files keep in the unused high bits (overlays); the sign is extended."""
+    unused = stored.dtype.itemsize * 8 - bits
+    if unused == 0:
+        return stored
+    if stored.dtype.kind == "u":
+        return stored & stored.dtype.type((1 << bits) - 1)
+    return (stored << unused) >> unused
+
+
+def _encapsulated(header: Dataset, index: int, frames: int, max_side: int | None) -> np.ndarray:
+    codestream = get_frame(header.PixelData, index, number_of_frames=frames,
+                           extended_offsets=_extended_offsets(header))
+    syntax = header.file_meta.TransferSyntaxUID
+    reduce = 0
+    if max_side and header.SamplesPerPixel == 1 and syntax in (uid.JPEG2000, uid.JPEG2000Lossless):
+        while (reduce < jpeg2000_levels(codestream)
+               and -(-max(header.Rows, header.Columns) >> (reduce + 1)) >= max_side):
+            reduce += 1
+    pixels = decoder.frame(
+        codestream, syntax=str(syntax), rows=header.Rows, columns=header.Columns,
+        samples=header.SamplesPerPixel, bits_allocated=header.BitsAllocated, bits_stored=header.BitsStored,
+        signed=bool(header.PixelRepresentation), photometric=header.PhotometricInterpretation,
+        planar=header.get("PlanarConfiguration", 0) or 0, reduce=reduce)
+    return _used_bits(pixels, header.BitsStored) if pixels.ndim == 2 else pixels
+
+
+def _extended_offsets(header: Dataset) -> tuple[bytes, bytes] | None:
+    if "ExtendedOffsetTable" in header and "ExtendedOffsetTableLengths" in header:
+        return header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths
+    return None
+
+
+def _header_notices(header: Dataset, data: bytes) -> tuple[Notice, ...]:
+    found = []
+    if str(header.get("BurnedInAnnotation", "") or "").upper() == "YES":
+        found.append(Notice("burned_in", "Burned-in annotation: the picture holds text, perhaps the "
+                            "patient's name. Do not publish it."))
+    if header.get("PresentationIntentType") == "FOR PROCESSING":
+        found.append(Notice("for_processing", "Presentation intent: these are raw detector values, not a "
+                            "film made for reading. Do not trust the answer."))
+    orientation = [str(part).upper() for part in header.get("PatientOrientation", None) or ()]
+    if len(orientation) == 2 and orientation not in (["L", "F"],) and header.get("Modality") in ("CR", "DX"):
+        found.append(Notice("not_reoriented", "Patient orientation: the film is not stored the usual way "
+                            "round (left, feet) and was not turned. Do not trust the answer."))
+    if data[:2] == b"MZ" or data[:4] == b"\x7fELF":
+        found.append(Notice("executable_preamble", "Preamble: the file's start looks like a program. Do not "
+                            "run it or pass it on."))
+    return tuple(found)
+
+
+def _geometry(header: Dataset, index: int) -> Geometry:
+    """Place of the stored grid: functional groups (C.7.6.16), image plane (C.7.6.2), projection (C.8)."""
+    groups = [group for group in (_nth(header, "PerFrameFunctionalGroupsSequence", index),
+                                  _nth(header, "SharedFunctionalGroupsSequence", 0)) if group is not None]
+
+    def plane(sequence: str, keyword: str, length: int) -> tuple[float, ...] | None:
+        for source in [_nth(group, sequence, 0) for group in groups] + [header]:
+            numbers = _numbers(source, keyword, length)
+            if numbers:
+                return numbers
+        return None
+
+    shape = (header.Rows, header.Columns)
+    measured = [plane("PixelMeasuresSequence", "PixelSpacing", 2)] + [
+        _numbers(header, keyword, 2) for keyword in ("ImagerPixelSpacing", "NominalScannedPixelSpacing")]
+    known = [value for value in measured if value and min(value) > 0]
+    ratio = _numbers(header, "PixelAspectRatio", 2)
+    spacing = known[0] if known else ((ratio[0] / ratio[1], 1.0) if ratio and min(ratio) > 0 else (1.0, 1.0))
+    place: dict[str, Any] = {"spacing_mm": spacing, "spacing_known": bool(known)}
+    axes = plane("PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    if axes:
+        right, down = np.array(axes[:3]), np.array(axes[3:])
+        if np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-3):
+            origin = plane("PlanePositionSequence", "ImagePositionPatient", 3)
+            place |= {"right": axes[:3], "down": axes[3:], "origin_mm": origin or (0.0, 0.0, 0.0)}
+    return Geometry(shape, **place)
+
+
+def _nth(header: Dataset | None, keyword: str, index: int) -> Dataset | None:
+    items = header.get(keyword) if header is not None else None
+    return items[index] if items is not None and len(items) > index else None
+
+
+def _numbers(header: Dataset | None, keyword: str, length: int) -> tuple[float, ...] | None:
+    """A list of finite numbers of the stated length; None for anything else."""
+    try:
+        values = tuple(float(value) for value in (header.get(keyword) if header is not None else None) or ())
+    except (TypeError, ValueError):
+        return None
+    return values if len(values) == length and np.isfinite(values).all() else None
