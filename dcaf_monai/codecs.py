@@ -49,9 +49,8 @@ def _frame(request: dict[str, Any], data: bytes) -> np.ndarray:
     syntax = uid.UID(request["syntax"])
     if request["reduce"]:
         return _reduced(request, data)
-    frame = get_decoder(syntax)
     plugin = PLUGINS.get(syntax)
-    if plugin is None or plugin not in frame.available_plugins:
+    if plugin is None or plugin not in get_decoder(syntax).available_plugins:
         raise ImageError("no_decoder", f"Transfer syntax: need one with an installed decoder, got "
                          f"{syntax.name}. Ask the archive for Explicit VR Little Endian.")
     header: dict[str, Any] = {
@@ -60,7 +59,7 @@ def _frame(request: dict[str, Any], data: bytes) -> np.ndarray:
         "bits_stored": request["bits_stored"], "pixel_representation": int(request["signed"]),
         "photometric_interpretation": request["photometric"], "planar_configuration": request["planar"],
         "pixel_keyword": "PixelData"}
-    return frame.as_array(encapsulate([data]), index=0, decoding_plugin=plugin, **header)[0]
+    return get_decoder(syntax).as_array(encapsulate([data]), index=0, decoding_plugin=plugin, **header)[0]
 
 
 def _reduced(request: dict[str, Any], data: bytes) -> np.ndarray:
