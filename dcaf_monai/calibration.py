@@ -148,7 +148,7 @@ def _cutoff(scores: np.ndarray, positive: np.ndarray, criterion: Criterion, targ
     return float((last + min(scores[scores > last], default=1.0)) / 2)
 
 
-def load_overrides(path: Path, model_version: str, *, classes: Sequence[str]) -> dict[str, float]:
+def load_overrides(path: Path, model_version: str, classes: Sequence[str]) -> dict[str, float]:
     """A site's own cut-offs, from a ``.json`` or ``.toml`` file, for exactly this model version.
 
     The file holds ``model_version`` and ``cutoffs``, a table of class name to probability.

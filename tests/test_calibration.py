@@ -113,7 +113,7 @@ def test_overrides_are_read_from_json_and_toml(tmp_path):
     as_json.write_text(json.dumps({"model_version": "v1", "cutoffs": {"cat": .25, "owl": 1}}))
     as_toml.write_text('model_version = "v1"\n[cutoffs]\ncat = 0.25\nowl = 1\n')
     for path in (as_json, as_toml):
-        assert load_overrides(path, "v1", classes=CLASSES) == {"cat": .25, "owl": 1.0}
+        assert load_overrides(path, "v1", CLASSES) == {"cat": .25, "owl": 1.0}
 
 
 @pytest.mark.parametrize("text, message", [
@@ -128,9 +128,9 @@ def test_overrides_with_a_fault_are_refused_with_a_sentence(tmp_path, text, mess
     path = tmp_path / "site.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_overrides(path, "v1", classes=CLASSES)
+        load_overrides(path, "v1", CLASSES)
 
 
 def test_overrides_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot read none.json"):
-        load_overrides(tmp_path / "none.json", "v1", classes=CLASSES)
+        load_overrides(tmp_path / "none.json", "v1", CLASSES)

@@ -1,0 +1,378 @@
+"""Cases, their labels, and which of them a model may learn from, be tuned on and be judged on.
+
+A split never cuts through a patient, and it never moves: it is drawn once, written down, and read
+again ever after. When data grow, images of a known patient join that patient's split and new
+patients join the training split, so that every model of a task is judged on the same patients.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from dcaf_monai.dicom import _peek, sop_instance_uid
+from dcaf_monai.image import ImageError, Notice
+from dcaf_monai.tasks import NOT_A_CLASS, Task
+
+SPLITS = ("train", "val", "test")
+FOLDS = 7
+"""One of seven folds is the test split, one the validation split: about 71 / 14 / 14 per cent."""
+SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
+
+# Public collections whose file names are documented to carry a patient number: Kermany's chest films
+# (person12_bacteria_46, IM-0115-0001, NORMAL2-IM-0588-0001) and OCT scans (CNV-81630-2).
+_PATIENT_IN_NAME: Mapping[str, re.Pattern[str]] = {
+    "pneumonia": re.compile(r"(?:^|_)(person\d+|IM-\d+)[_-]|^NORMAL2-(IM-\d+)-"),
+    "oct": re.compile(r"^(?:CNV|DME|DRUSEN|NORMAL)-(\d+)-\d+$")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled image.
+
+    Args:
+        uid: SOP Instance UID, or the relative path of a file that is not DICOM.
+        path: The file.
+        label: A class of the task.
+        split: ``train``, ``val`` or ``test``.
+        group: Images that must stay together: a patient where known.
+        frame: Frame of a multi-frame file, from 1; None for a single picture.
+    """
+
+    uid: str
+    path: Path
+    label: str
+    split: str
+    group: str
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All cases of one task, checked: every split is whole, no group crosses splits.
+
+    Args:
+        task: Their question.
+        cases: In a fixed order.
+        notices: What a person should know about how the groups and splits came about.
+
+    Raises:
+        ValueError: For an unknown label or split, a file named twice, a group in two splits, or a
+            training or validation split that lacks a class.
+    """
+
+    task: Task
+    cases: tuple[Case, ...]
+    notices: tuple[Notice, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self.task, self.cases)
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """Cases of one split, in the cohort's order."""
+        return tuple(case for case in self.cases if case.split == name)
+
+    def labels(self, name: str) -> np.ndarray:
+        """Class indices ``(cases,)`` of one split."""
+        return np.array([self.task.class_index(case.label) for case in self.split(name)], np.int64)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of cases per split and class."""
+        found = Counter((case.split, case.label) for case in self.cases)
+        return {split: {label: found[split, label] for label in self.task.classes} for split in SPLITS}
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all rows (name, label, split, group), whatever their order."""
+        return _digest(self.cases)
+
+    @property
+    def validation_sha256(self) -> str:
+        """Digest of the validation rows: two models are comparable when theirs are equal."""
+        return _digest(self.split("val"))
+
+
+def read_cohort(path: Path, task: Task, *, frozen: Path | None = None, seed: int = 0) -> Cohort:
+    """Cases of a task from a folder of class folders or a CSV table.
+
+    The table has the columns ``file`` (relative to the table) and ``label``, and may have ``task``
+    (rows of other tasks are passed over), ``split``, ``group`` and ``frame``.
+
+    Args:
+        path: Folder or ``.csv`` file.
+        task: Whose classes the labels are.
+        frozen: Where the split is kept. Read when it exists, written when a split is drawn. Not used
+            for a table that brings its own ``split``.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: When there is no such folder or table, a file is missing, or the cases do not make
+            a `Cohort`; one sentence names the first fault.
+    """
+    path = Path(path)
+    if path.is_dir():
+        rows = _folder_rows(path, task)
+    elif path.is_file():
+        rows = _table_rows(path, task)
+    else:
+        raise ValueError(f"data: need a folder of class folders or a CSV table, got {path.name!r}, "
+                         "which is neither.")
+    return _cohort(rows, task, frozen=frozen, seed=seed)
+
+
+def cohort_from_labels(labels: Iterable[tuple[str, Path, int | None, str, str | None]], task: Task, *,
+                       base: Cohort | None = None, frozen: Path | None = None, seed: int = 0) -> Cohort:
+    """Cases from readers' answers, split the same frozen way.
+
+    Args:
+        labels: ``(uid, path, frame, label, group)`` per image; a group of None is worked out from the
+            file. Answers that are no class (``uncertain``, ``not_assessable``) are passed over.
+        task: Whose classes the labels are.
+        base: Cases that are there already. An answer about one of its training cases replaces the
+            label; validation and test labels stay as they were, for they are the common measure.
+        frozen: As in `read_cohort`; patients of ``base`` keep their split in any case.
+        seed: Of the draw, when there is one.
+
+    Raises:
+        ValueError: When the cases do not make a `Cohort`.
+    """
+    rows = [_Row(Path(path), label, uid=uid, frame=frame, group=group)
+            for uid, path, frame, label, group in labels if label not in NOT_A_CLASS]
+    if base is None:
+        return _cohort(rows, task, frozen=frozen, seed=seed)
+    answered = {row.uid: row.label for row in rows}
+    kept = [replace(case, label=answered.get(case.uid, case.label)) if case.split == "train" else case
+            for case in base.cases]
+    there = {case.uid for case in base.cases}
+    known = {case.group: case.split for case in base.cases} | (_read_frozen(frozen) if frozen else {})
+    fresh, notices = _identified([row for row in rows if row.uid not in there], task)
+    new = [row.case(known.get(row.group or "", "train")) for row in fresh]
+    cohort = Cohort(task, (*kept, *new), (*base.notices, *notices))
+    if frozen:
+        write_cohort(cohort, frozen)
+    return cohort
+
+
+def write_cohort(cohort: Cohort, path: Path) -> None:
+    """Write a cohort as a table that `read_cohort` reads back; whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "task", "label", "split", "group", "frame"))
+    for case in cohort.cases:
+        file = Path(os.path.relpath(case.path.resolve(), path.parent.resolve())).as_posix()
+        writer.writerow((file, cohort.task.name, case.label, case.split, case.group, case.frame or ""))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file_:
+        file_.write(text.getvalue())
+        file_.flush()
+        os.fsync(file_.fileno())
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A case on its way: what the source says, the rest still empty."""
+
+    path: Path
+    label: str
+    uid: str = ""
+    split: str = ""
+    group: str | None = None
+    frame: int | None = None
+
+    def case(self, split: str) -> Case:
+        return Case(self.uid, self.path, self.label, split, self.group or "", self.frame)
+
+
+def _folder_rows(folder: Path, task: Task) -> list[_Row]:
+    rows = []
+    for part in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        label = re.sub(r"[^a-z0-9]+", "_", part.name.lower()).strip("_")
+        if not part.is_dir():
+            continue
+        if label not in task.classes:
+            raise ValueError(f"data: need folders named {', '.join(task.classes)}, got {part.name!r}. "
+                             "Rename or remove it, or write a CSV table.")
+        rows += [_Row(file, label, uid=file.relative_to(folder).as_posix())
+                 for file in sorted(part.rglob("*")) if file.is_file() and _is_image(file)]
+    if not rows:
+        raise ValueError(f"data: need folders named {', '.join(task.classes)} with images in "
+                         f"{folder.name!r}, got none.")
+    return rows
+
+
+def _is_image(file: Path) -> bool:
+    """By name; DICOM files often have no suffix at all."""
+    name = file.name.lower()
+    return not name.startswith(".") and (name.endswith(SUFFIXES) or _is_dicom(file))
+
+
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(132)[128:] == b"DICM"
+
+
+def _table_rows(table: Path, task: Task) -> list[_Row]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened)
+            columns, records = reader.fieldnames or [], list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table.name}: need a CSV table in UTF-8, got something else.") from error
+    if not {"file", "label"} <= set(columns):
+        raise ValueError(f"{table.name}: need the columns file and label, got "
+                         f"{', '.join(columns) or 'none'}.")
+    rows = []
+    for number, record in enumerate(records, start=2):
+        if "task" in columns and record["task"] != task.name:
+            continue
+        split, frame = record.get("split") or "", record.get("frame") or ""
+        if "split" in columns and split not in SPLITS:
+            raise ValueError(f"{table.name}, line {number}: need split {', '.join(SPLITS)}, got {split!r}.")
+        if frame and not (frame.isdecimal() and int(frame) > 0):
+            raise ValueError(f"{table.name}, line {number}: need a frame number from 1, got {frame!r}.")
+        path = table.parent / (record["file"] or "")
+        if not path.is_file():
+            raise ValueError(f"{table.name}, line {number}: need a file relative to the table, got one that "
+                             "is not there.")
+        rows.append(_Row(path, record["label"], uid=record["file"], split=split,
+                         group=record.get("group") or None, frame=int(frame) if frame else None))
+    if not rows:
+        raise ValueError(f"{table.name}: need rows of task {task.name}, got none.")
+    return rows
+
+
+def _cohort(rows: Sequence[_Row], task: Task, *, frozen: Path | None, seed: int) -> Cohort:
+    for row in rows:
+        task.class_index(row.label)
+    found, notices = _identified(rows, task)
+    if all(row.split for row in found):
+        return Cohort(task, tuple(row.case(row.split) for row in found), tuple(notices))
+    known = _read_frozen(frozen) if frozen and frozen.exists() else _draw(found, task, seed)
+    cohort = Cohort(task, tuple(row.case(known.get(row.group or "", "train")) for row in found),
+                    tuple(notices))
+    if frozen:
+        write_cohort(cohort, frozen)
+    return cohort
+
+
+def _identified(rows: Sequence[_Row], task: Task) -> tuple[list[_Row], list[Notice]]:
+    """Rows with uid and group, and how the groups were found."""
+    found, ways = [], Counter[str]()
+    pattern = _PATIENT_IN_NAME.get(task.name)
+    for row in rows:
+        dicom = _is_dicom(row.path)
+        if dicom:
+            row = _with_uid(row)
+        if row.group is None:
+            row = _with_group(row, dicom, pattern, ways)
+        found.append(row)
+    notices = []
+    if ways["name"]:
+        notices.append(Notice("grouped_by_name", f"{ways['name']} files were grouped by the patient number "
+                              "in their names."))
+    if ways["file"]:
+        notices.append(Notice("patient_unknown", f"{ways['file']} files say no patient: each counts as a "
+                              "patient of its own, so images of one patient may be in two splits. Give a "
+                              "CSV table with a group column if you know better."))
+    return found, notices
+
+
+def _with_uid(row: _Row) -> _Row:
+    try:
+        uid = sop_instance_uid(row.path)
+    except ImageError:
+        return row  # unreadable: named by its path; training reports it
+    return replace(row, uid=f"{uid}:{row.frame}" if row.frame else uid)
+
+
+def _with_group(row: _Row, dicom: bool, pattern: re.Pattern[str] | None, ways: Counter[str]) -> _Row:
+    patient = _patient(row.path) if dicom else ""
+    if patient:
+        ways["patient"] += 1
+        return replace(row, group=f"patient-{patient}")
+    match = pattern.search(row.path.stem) if pattern else None
+    if match:
+        ways["name"] += 1
+        return replace(row, group=f"name-{next(part for part in match.groups() if part)}")
+    ways["file"] += 1  # by content, so that exact copies stay together whatever their names
+    return replace(row, group=f"file-{hashlib.sha256(row.path.read_bytes()).hexdigest()[:16]}")
+
+
+def _patient(path: Path) -> str:
+    """Digest of the DICOM Patient ID, empty without one: the same patient, the same word, no name."""
+    try:
+        patient = str(_peek(path, 0x00100020).get("PatientID", "") or "").strip()
+    except ImageError:
+        return ""  # unreadable: training reports it
+    if not patient:
+        return ""
+    return hashlib.blake2b(patient.encode(), digest_size=8, person=b"dcaf-patient").hexdigest()
+
+
+def _draw(rows: Sequence[_Row], task: Task, seed: int) -> dict[str, str]:
+    """Split per group, stratified by class: a seeded draw of whole groups."""
+    groups, labels = np.array([row.group for row in rows]), np.array([row.label for row in rows])
+    fewest = min((len(set(groups[labels == label])), label) for label in task.classes)
+    if fewest[0] < len(SPLITS):
+        raise ValueError(f"{fewest[1]}: need images of at least {len(SPLITS)} patients to make three splits, "
+                         f"got {fewest[0]}. Add images.")
+    folds = StratifiedGroupKFold(min(FOLDS, fewest[0]), shuffle=True, random_state=seed)
+    drawn = [set(groups[held]) for _, held in folds.split(groups, labels, groups)]
+    return {group: "test" if group in drawn[0] else "val" if group in drawn[1] else "train"
+            for group in map(str, groups)}
+
+
+def _read_frozen(path: Path) -> dict[str, str]:
+    """Split per group from a table written earlier; its files need not be there any more."""
+    try:
+        with path.open(encoding="utf-8", newline="") as opened:
+            known = {record["group"]: record["split"] for record in csv.DictReader(opened)}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name}: need a frozen split with the columns group and split, got another "
+                         "file.") from error
+    if not set(known.values()) <= set(SPLITS):
+        raise ValueError(f"{path.name}: need splits {', '.join(SPLITS)}, got others.")
+    return known
+
+
+def _check(task: Task, cases: Sequence[Case]) -> None:
+    seen: set[tuple[Path, int | None]] = set()
+    split_of: dict[str, str] = {}
+    for case in cases:
+        task.class_index(case.label)
+        if case.split not in SPLITS:
+            raise ValueError(f"split: need one of {', '.join(SPLITS)}, got {case.split!r}.")
+        place = (case.path.resolve(), case.frame)
+        if place in seen:
+            raise ValueError("cases: need each image once, got one twice. Remove the second row.")
+        seen.add(place)
+        if split_of.setdefault(case.group, case.split) != case.split:
+            raise ValueError(f"group {case.group}: need all its images in one split, got some in "
+                             f"{split_of[case.group]} and some in {case.split}.")
+    for split in ("train", "val"):
+        missing = sorted(set(task.classes) - {case.label for case in cases if case.split == split})
+        if missing:
+            raise ValueError(f"{split} split: need cases of every class, got none of {', '.join(missing)}. "
+                             "Add images.")
+
+
+def _digest(cases: Sequence[Case]) -> str:
+    rows = sorted((case.uid, case.frame or 0, case.label, case.split, case.group) for case in cases)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
