@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 
 SCHEMA = 1
 """Version of the tables below; a database made by a later DCAF is refused."""
@@ -168,6 +168,7 @@ class Database:
         """A transaction that sees one state of the store.
 
         Raises:
+            ValueError: For a value that no database can hold.
             StoreError: When the database fails.
         """
         with self._transaction(write=False) as connection:
@@ -178,6 +179,7 @@ class Database:
         """A transaction that is stored whole when the block ends, or not at all.
 
         Raises:
+            ValueError: For a value that no database can hold.
             StoreError: When the database fails.
         """
         with self._transaction(write=True) as connection:
@@ -196,6 +198,8 @@ class Database:
         try:
             with self.engine.connect().execution_options(writes=write) as connection, connection.begin():
                 yield connection
+        except DataError as error:      # NUL in a text, a number out of range: the caller's mistake
+            raise ValueError("value: need text and numbers a database can hold, got others.") from error
         except SQLAlchemyError as error:
             # The driver's own text can hold values of a row: it stays in the chained error only.
             cause = type(getattr(error, "orig", None) or error).__name__

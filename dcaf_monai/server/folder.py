@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcaf_monai.dicom import frame_count, sop_instance_uid
 from dcaf_monai.image import ImageError
 
 DICOM = (".dcm", ".dicom")
@@ -76,10 +77,14 @@ def found_files(root: Path) -> Iterator[FoundFile]:
                 if place.resolve() not in seen:             # a link to a parent would never end
                     seen.add(place.resolve())
                     pending.append(place)
-            elif _may_be_image(place) and _sayable(entry.path):
-                status = place.stat()
-                yield FoundFile(Path(entry.path).relative_to(top).as_posix(), status.st_size,
-                                status.st_mtime_ns)
+            elif _may_be_image(place):
+                path = Path(entry.path).relative_to(top).as_posix()
+                try:
+                    status = place.stat()
+                except OSError:                             # gone since it was listed
+                    continue
+                if _sayable(path):
+                    yield FoundFile(path, status.st_size, status.st_mtime_ns)
 
 
 def images_in(root: Path, path: str) -> list[tuple[str, int | None]]:
@@ -90,8 +95,6 @@ def images_in(root: Path, path: str) -> list[tuple[str, int | None]]:
     """
     if path.lower().endswith(OTHER):
         return [(path, None)]
-    from dcaf_monai.dicom import frame_count, sop_instance_uid
-
     uid = sop_instance_uid(root / path)
     frames = frame_count(root / path)
     if frames < 1:

@@ -132,7 +132,7 @@ class Pool:
             if row is None:
                 added += connection.execute(self.database.insert(images).values(
                     uid=uid, path=file.path, frame=frame, state="present", added=time.time(), info={},
-                    shuffle=_shuffle(uid)).on_conflict_do_nothing()).rowcount
+                    shuffle=shuffle_place(uid)).on_conflict_do_nothing()).rowcount
             elif row.path == file.path or row.state == "missing":
                 changed += 1
                 state = "withdrawn" if row.state == "withdrawn" else "present"
@@ -169,6 +169,6 @@ class Pool:
         return missing
 
 
-def _shuffle(uid: str) -> float:
+def shuffle_place(uid: str) -> float:
     """A number in [0, 1) that follows from the uid alone: the same random order everywhere."""
     return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:6], "big") / 2**48

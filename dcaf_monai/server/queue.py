@@ -78,7 +78,7 @@ def strategies() -> dict[str, Strategy]:
     """All strategies by the name clients use; ``random`` is MONAI Label's default and must be there."""
     entropy = NextCase("entropy", "Most uncertain first: highest predictive entropy")
     return {"entropy": entropy, "uncertain": entropy,
-            "mutual_information": NextCase("mutual_information", "Where the model disagrees with itself most"),
+            "mutual_information": NextCase("mutual_information", "Where samples of the model differ most"),
             "margin": NextCase("margin", "Smallest distance between the two best answers"),
             "random": NextCase("random", "A fixed random order")}
 
@@ -130,21 +130,21 @@ class PoolScoring(ScoringMethod):
         if request.get("retry"):
             datastore.forget_failures(version)
         reranked = datastore.rank_by(version)
+        waiting = datastore.unscored(version, limit=limit or None)
+        answers = predictor.predict_files((image.uid, image.path, image.frame) for image in waiting)
         scored = failed = 0
-        while not limit or scored + failed < limit:
-            size = min(SAVE_EVERY, limit - scored - failed) if limit else SAVE_EVERY
-            waiting = datastore.unscored(version, limit=size)
-            if not waiting:
-                break
-            good = []
-            for uid, answer in predictor.predict_files((w.uid, w.path, w.frame) for w in waiting):
-                if isinstance(answer, ImageError):
-                    datastore.save_failure(uid, version, answer)
-                    failed += 1
-                else:
-                    good.append((uid, answer.document()))
-            scored += datastore.save_predictions(good)
-            logger.info("scoring with model %s: %d scored, %d failed", version, scored, failed)
+        good: list[tuple[str, Mapping[str, Any]]] = []
+        for done, (image, (_, answer)) in enumerate(zip(waiting, answers, strict=True), 1):
+            if isinstance(answer, ImageError):
+                datastore.save_failure(image.uid, version, answer)
+                failed += 1
+            else:
+                good.append((image.uid, answer.document()))
+            if len(good) == SAVE_EVERY or done == len(waiting):
+                scored += datastore.save_predictions(good)
+                good.clear()
+                logger.info("scoring with model %s: %d of %d done, %d failed",
+                            version, done, len(waiting), failed)
         return {"model_version": version, "scored": scored, "failed": failed, "reranked": reranked,
                 "remaining": bool(datastore.unscored(version, limit=1))}
 

@@ -64,6 +64,7 @@ class Readings:
         """
         annotation.fits(self.task)
         with self.database.write() as connection:
+            require_image(connection, uid)
             stored = self._append(connection, uid, annotation.model_copy(update={
                 "created": datetime.now(timezone.utc), **_prediction_now(connection, uid)}))
             connection.execute(delete(leases).where(
@@ -155,7 +156,7 @@ def require_image(connection: Connection, uid: str, *, present: bool = False) ->
     Raises:
         UnknownImage: When there is none.
     """
-    if "\x00" in uid:                                       # PostgreSQL's driver refuses the question
+    if not uid.isprintable():       # no image is named so (see folder.py), and PostgreSQL takes no NUL
         raise UnknownImage(uid)
     row = connection.execute(select(images).where(images.c.uid == uid)).one_or_none()
     if row is None or (present and row.state != "present"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import func, select, update
 
 from dcaf_monai.image import ImageError
 from dcaf_monai.server.annotation import finite, plain_json
@@ -91,20 +91,18 @@ class Scores:
                 predictions.c.model_version == (model_version or image.ranked_by))).scalar_one_or_none()
         return dict(found or {})
 
-    def unscored(self, model_version: str, limit: int = 1000) -> list[Pending]:
+    def unscored(self, model_version: str, limit: int | None = None) -> list[Pending]:
         """Images to score with this model: never scored first, then those ranked by another version.
 
         Images on which this version failed are left out (`forget_failures` lets them in again).
         """
         failed = select(failures.c.uid).where(failures.c.model_version == model_version)
-        missing = and_(images.c.state == "present", images.c.uid.not_in(failed))
-        columns = select(images.c.uid, images.c.path, images.c.frame)
+        query = (select(images.c.uid, images.c.path, images.c.frame)
+                 .where(images.c.state == "present", images.c.uid.not_in(failed),
+                        images.c.ranked_by.is_distinct_from(model_version))
+                 .order_by(images.c.ranked_by.is_not(None), images.c.shuffle).limit(limit))
         with self.database.read() as connection:
-            rows = list(connection.execute(columns.where(missing, images.c.ranked_by.is_(None))
-                                           .order_by(images.c.shuffle).limit(limit)))
-            if len(rows) < limit:
-                rows += connection.execute(columns.where(missing, images.c.ranked_by != model_version)
-                                           .order_by(images.c.shuffle).limit(limit - len(rows)))
+            rows = connection.execute(query).all()
         return [Pending(uid, self.studies / path, frame) for uid, path, frame in rows]
 
     def rank_by(self, model_version: str) -> int:
