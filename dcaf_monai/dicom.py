@@ -14,14 +14,15 @@ import zlib
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom import Dataset, uid
+from pydicom import Dataset, FileDataset, uid
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_partial
+from pydicom.filereader import _read_file_meta_info, read_dataset
 from pydicom.pixels import get_decoder
+from pydicom.tag import BaseTag
 
 from dcaf_monai.decode import MAX_SAMPLES, decoder, jpeg2000_levels
 from dcaf_monai.grey import colour_to_grey, stored_to_grey
@@ -66,8 +67,7 @@ def read_image(path: str | Path, *, uid: str | None = None, frame: int | None = 
     except ImageError:
         raise
     except Exception as error:  # pydicom and nibabel raise anything on damaged files: translated here, once
-        raise ImageError("damaged", f"File: need a readable image, got one that cannot be parsed "
-                         f"({type(error).__name__}). Ask its source for another copy.") from None
+        raise _damaged(error) from None
 
 
 def read_many(paths: Iterable[str | Path], *, max_side: int | None = None,
@@ -84,37 +84,41 @@ def sop_instance_uid(path: str | Path) -> str:
     """SOP Instance UID of a DICOM file, from the start of its header.
 
     Raises:
-        ImageError: ``unreadable``, ``too_large``, ``not_dicom``, ``bad_uid`` or ``damaged``.
+        ImageError: As `read_header`, and ``bad_uid``.
     """
-    return _uid_of(_peek(Path(path), 0x00080018))
+    return _uid_of(read_header(path, last=0x00080018))
 
 
 def frame_count(path: str | Path) -> int:
     """Number of frames a DICOM file says it has, from its header without pixels; 1 unless stated.
 
     Raises:
-        ImageError: As `sop_instance_uid`, and ``bad_header``.
+        ImageError: As `read_header`, and ``bad_header``.
     """
-    return _frames_of(_peek(Path(path), 0x00280008))
+    return _frames_of(read_header(path, last=0x00280008))
 
 
-def _peek(path: Path, last: int) -> Dataset:
-    """The header up to one tag."""
+def read_header(path: str | Path, *, last: int = 0x7FDFFFFF) -> Dataset:
+    """The attributes of a DICOM file up to the tag ``last``; by default all but the pixels.
+
+    Raises:
+        ImageError: ``unreadable``, ``too_large``, ``not_dicom``, ``no_transfer_syntax`` or ``damaged``.
+    """
+    path = Path(path)
     try:
         with open(path, "rb") as file:
             if path.stat().st_size > MAX_BYTES:
                 raise _too_large()
             if file.read(132)[128:] != b"DICM":
-                raise _not_dicom()
-            file.seek(0)
+                raise ImageError("not_dicom", "File: need DICOM with its preamble, got something else. "
+                                 "Export it again.")
             return _parse(file, last)
     except OSError as error:
-        raise ImageError("unreadable", f"File: need a readable file, got {error.strerror}.") from None
+        raise _unreadable(error) from None
     except ImageError:
         raise
     except Exception as error:  # as in read_image
-        raise ImageError("damaged", f"File: need a readable header, got one that cannot be parsed "
-                         f"({type(error).__name__}). Ask its source for another copy.") from None
+        raise _damaged(error) from None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -123,47 +127,56 @@ def _read_bytes(path: Path) -> bytes:
             raise _too_large()
         return path.read_bytes()
     except OSError as error:
-        raise ImageError("unreadable", f"File: need a readable file, got {error.strerror}.") from None
+        raise _unreadable(error) from None
 
 
 def _too_large() -> ImageError:
     return ImageError("too_large", f"File: need at most {MAX_BYTES >> 20} MiB, got more. Export it alone.")
 
 
-def _not_dicom() -> ImageError:
-    return ImageError("not_dicom", "File: need DICOM with its preamble, got something else. Export it again.")
+def _unreadable(error: OSError) -> ImageError:
+    return ImageError("unreadable", f"File: need a readable file, got {error.strerror}.")
 
 
-def _parse(file: Any, last: int | None = None) -> pydicom.FileDataset:
-    """The dataset, up to the tag ``last``, its element count and inflated size bounded."""
+def _damaged(error: Exception) -> ImageError:
+    return ImageError("damaged", f"File: need a readable image, got one that cannot be parsed "
+                      f"({type(error).__name__}). Ask its source for another copy.")
+
+
+def _parse(file: BinaryIO, last: int | None = None) -> FileDataset:
+    """The dataset, up to the tag ``last``; its element count and inflated size are bounded."""
     file.seek(132)
-    meta = pydicom.filereader._read_file_meta_info(file)
+    meta = _read_file_meta_info(file)
     syntax = meta.get("TransferSyntaxUID")
-    if not syntax:
-        raise ImageError("no_transfer_syntax", "File: need a Transfer Syntax in its meta header, got none. "
-                         "Export it again.")
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
-        _check_inflated_size(file)
-    file.seek(0)
+    if not syntax or not syntax.is_transfer_syntax:
+        raise ImageError("no_transfer_syntax", "File: need a standard Transfer Syntax in its meta header, "
+                         "got none or another. Export it again.")
     count = 0
 
-    def stop(tag: Any, vr: str | None, length: int) -> bool:
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
         nonlocal count
         count += 1
         if count > MAX_ELEMENTS:
             raise ImageError("too_large", f"Header: need at most {MAX_ELEMENTS} elements, got more.")
         return last is not None and tag > last
 
-    return read_partial(file, stop_when=stop)
+    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
+    body = _inflated(file) if syntax.is_deflated else file
+    dataset = read_dataset(body, implicit, little, stop_when=stop)
+    header = FileDataset("", dataset, None, meta, implicit, little)
+    header.set_original_encoding(implicit, little, dataset._character_set)
+    return header
 
 
-def _check_inflated_size(file: Any) -> None:
-    """Inflates the rest of the file piece by piece, keeping nothing: pydicom would do it at once."""
-    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+def _inflated(file: BinaryIO) -> BytesIO:
+    """The rest of a deflated file; given up as soon as it grows beyond what is read at all."""
+    inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), BytesIO()
     while piece := file.read(1 << 16):
-        size += len(inflater.decompress(piece))
-        if size > MAX_BYTES:
+        inflated.write(inflater.decompress(piece))
+        if inflated.tell() > MAX_BYTES:
             raise _too_large()
+    inflated.seek(0)
+    return inflated
 
 
 def _uid_of(header: Dataset) -> str:
@@ -251,8 +264,6 @@ def _pixels(header: Dataset, index: int, frames: int, max_side: int | None,
             ) -> tuple[np.ndarray, tuple[Notice, ...]]:
     """Stored values of one frame: integers ``(rows, columns)`` without unused bits, or RGB."""
     syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_transfer_syntax:
-        raise ImageError("no_decoder", "Transfer syntax: need a standard one, got another. Export it again.")
     if syntax.is_encapsulated:
         return _encapsulated(header, index, frames, max_side), ()
     rows, columns, samples, allocated = (

@@ -56,7 +56,9 @@ def read_raster(data: bytes, *, uid: str, frame: int | None = None, sha256: str 
     if not np.isfinite(pixels).all() or pixels.min() == pixels.max():
         raise ImageError("constant", "Pixels: need different finite values, got others. There is nothing to "
                          "classify.")
-    return Image(f"{uid}:{frame}" if several else uid, pixels, geometry, notices=notices, sha256=sha256)
+    if several and not uid.endswith(f":{frame}"):
+        uid = f"{uid}:{frame}"
+    return Image(uid, pixels, geometry, notices=notices, sha256=sha256)
 
 
 def _to_grey(pixels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:

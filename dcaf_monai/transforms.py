@@ -8,7 +8,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandScaleIntensity, Transform
+from monai.transforms import (
+    Compose,
+    EnsureType,
+    RandAdjustContrast,
+    RandAffine,
+    RandFlip,
+    RandScaleIntensity,
+    ScaleIntensityRange,
+    Transform,
+)
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch.nn.functional import interpolate
 
@@ -91,19 +100,22 @@ def read_input(path: str | Path, preprocessing: Preprocessing, *, uid: str | Non
     return image, tensor, placement
 
 
-def training_augmentation(task: Task, seed: int) -> Compose:
+def training_augmentation(task: Task, seed: int, *, size: int = 224) -> Compose:
     """Random changes that keep an image's meaning, on ``(1, size, size)`` tensors in [0, 1].
 
     Args:
         task: Says what is lawful; a chest is never mirrored.
         seed: Same seed, same sequence of changes; ``set_random_state`` starts another.
+        size: Side of the input; shifts are a share of it.
     """
     lawful = task.augmentation
     steps: list[Transform] = [
         RandAffine(prob=1.0, rotate_range=float(np.deg2rad(lawful.rotate_degrees)), scale_range=lawful.scale,
-                   padding_mode="zeros", mode="bilinear", cache_grid=False),
-        RandScaleIntensity(factors=lawful.brightness, prob=0.8),
+                   translate_range=lawful.translate * size, padding_mode="zeros", mode="bilinear"),
         RandAdjustContrast(gamma=(1 / (1 + lawful.contrast), 1 + lawful.contrast), prob=0.8),
+        RandScaleIntensity(factors=lawful.brightness, prob=0.8),
+        ScaleIntensityRange(a_min=0, a_max=1, b_min=0, b_max=1, clip=True),
+        EnsureType(data_type="tensor", track_meta=False),
     ]
     if lawful.flip_left_right:
         steps.insert(0, RandFlip(prob=0.5, spatial_axis=1))

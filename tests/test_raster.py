@@ -101,7 +101,7 @@ def test_a_slice_of_a_nifti_volume_is_a_frame(tmp_path: Path) -> None:
     path = _nifti(tmp_path / "v.nii", volume, np.diag([-1.0, -1.0, 2.0, 1.0]))
     assert _code(path) == "frame_needed" and _code(path, frame=6) == "no_such_frame"
     image = read_image(path, frame=3)
-    assert image.uid == "v.nii:3"
+    assert image.uid == "v.nii:3" == read_image(path, frame=3, uid="v.nii:3").uid
     np.testing.assert_array_equal(image.pixels, RAMP + 2000)
     np.testing.assert_allclose(image.geometry.point_mm(1, 2), [2, 1, 4])
 

@@ -75,7 +75,8 @@ def test_a_task_of_ones_own_comes_from_a_toml_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("name = ", "is not TOML"), ('name = "mine"\ntitle = "t"\nclasses = ["a"]\n', "classes"),
-    ('name = "mine"\ntitle = "t"\nclasses = ["a", "b"]\n[codes]\nc = {value = "1", meaning = "m"}\n', "codes")])
+    ('name = "mine"\ntitle = "t"\nclasses = ["a", "b"]\n'
+     '[codes]\nc = {value = "1", meaning = "m"}\n', "codes")])
 def test_a_file_that_describes_no_task_is_refused_with_its_fault(text: str, message: str,
                                                                  tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
