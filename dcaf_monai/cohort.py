@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from dcaf_monai.dicom import _peek, sop_instance_uid
+from dcaf_monai.dicom import read_header, sop_instance_uid
 from dcaf_monai.image import ImageError, Notice
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
@@ -156,8 +156,10 @@ def cohort_from_labels(labels: Iterable[tuple[str, Path, int | None, str, str | 
     kept = [replace(case, label=answered.get(case.uid, case.label)) if case.split == "train" else case
             for case in base.cases]
     there = {case.uid for case in base.cases}
-    known = {case.group: case.split for case in base.cases} | (_read_frozen(frozen) if frozen else {})
+    known = (_read_frozen(frozen) if frozen else {}) | {case.group: case.split for case in base.cases}
     fresh, notices = _identified([row for row in rows if row.uid not in there], task)
+    if any(row.group not in known for row in fresh):
+        fresh = _under_base_groups(fresh, base)
     new = [row.case(known.get(row.group or "", "train")) for row in fresh]
     cohort = Cohort(task, (*kept, *new), (*base.notices, *notices))
     if frozen:
@@ -313,10 +315,17 @@ def _with_group(row: _Row, dicom: bool, pattern: re.Pattern[str] | None, ways: C
     return replace(row, group=f"file-{hashlib.sha256(row.path.read_bytes()).hexdigest()[:16]}")
 
 
+def _under_base_groups(rows: Sequence[_Row], base: Cohort) -> list[_Row]:
+    """Rows whose patient or content the base knows under a name of its own get that name."""
+    found, _ = _identified([_Row(case.path, case.label) for case in base.cases], base.task)
+    name = {row.group: case.group for row, case in zip(found, base.cases, strict=True)}
+    return [replace(row, group=name.get(row.group, row.group)) for row in rows]
+
+
 def _patient(path: Path) -> str:
     """Digest of the DICOM Patient ID, empty without one: the same patient, the same word, no name."""
     try:
-        patient = str(_peek(path, 0x00100020).get("PatientID", "") or "").strip()
+        patient = str(read_header(path, last=0x00100020).get("PatientID", "") or "").strip()
     except ImageError:
         return ""  # unreadable: training reports it
     if not patient:
