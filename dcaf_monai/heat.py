@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dcaf_monai.image import Geometry, Placement
-from dcaf_monai.network import Explanation
+from dcaf_monai.network import Explanation, Fused, LevelExplanation
 
 KINDS = ("class_activation", "attention_first", "attention_second", "gate", "spatial")
 
@@ -66,14 +66,14 @@ class Heat:
             raise ValueError(f"scale: need a positive number, got {self.scale}.")
 
 
-def heats(head: nn.Sequential, explanation: Explanation, *, classes: Sequence[int],
+def heats(head: nn.Sequential, fused: Fused, *, classes: Sequence[int],
           places: Sequence[tuple[Placement, Geometry]], kinds: Sequence[str] = ("class_activation",),
           level: int = 0, scales: Mapping[str, float] | None = None) -> list[dict[str, Heat]]:
     """The maps of a batch, one dictionary by kind for each image.
 
     Args:
         head: The network's head.
-        explanation: Of the batch.
+        fused: Of the batch; an `Explanation` for every kind but the class activation.
         classes: Index of the class to explain, one an image; used by the class activation.
         places: For each image how the network's input covers it, and its geometry.
         kinds: Which maps.
@@ -81,10 +81,10 @@ def heats(head: nn.Sequential, explanation: Explanation, *, classes: Sequence[in
         scales: Top of the colour bar by kind; `SCALES` where it says nothing.
 
     Raises:
-        ValueError: For an unknown kind or level, a class the head does not have, or a number of
-            classes or places that is not the batch.
+        ValueError: For an unknown kind or level, a kind that needs an explanation, a class the head
+            does not have, or a number of classes or places that is not the batch.
     """
-    batch = explanation.pooled.shape[0]
+    batch = fused.pooled.shape[0]
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or level not in (0, 1, 2):
         raise ValueError(f"kinds, level: need some of {', '.join(KINDS)} and 0, 1 or 2, "
@@ -93,7 +93,7 @@ def heats(head: nn.Sequential, explanation: Explanation, *, classes: Sequence[in
         raise ValueError(f"classes, places: need one an image ({batch}), "
                          f"got {len(classes)} and {len(places)}.")
     top = {**SCALES, **(scales or {})}
-    values = {kind: _values(kind, level, head, explanation, classes) for kind in kinds}
+    values = {kind: _values(kind, level, head, fused, classes) for kind in kinds}
 
     def heat(kind: str, index: int) -> Heat:
         placement, source = places[index]
@@ -130,7 +130,7 @@ def class_gradients(head: nn.Sequential, pooled: torch.Tensor, classes: Sequence
         return torch.autograd.grad(chosen.sum(), start)[0]
 
 
-def class_activations(head: nn.Sequential, explanation: Explanation,
+def class_activations(head: nn.Sequential, fused: Fused,
                       classes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Contributions of the cells of level 1 and level 2 to each image's class logit, with sign.
 
@@ -140,10 +140,10 @@ def class_activations(head: nn.Sequential, explanation: Explanation,
     Returns:
         Two tensors ``(batch, rows, columns)``.
     """
-    gradients = class_gradients(head, explanation.pooled, classes)
-    parts = gradients.split([level.shape[1] for level in explanation.maps], dim=1)
+    gradients = class_gradients(head, fused.pooled, classes)
+    parts = gradients.split([level.shape[1] for level in fused.maps], dim=1)
     one, two = (torch.einsum("bc,bcij->bij", part, level) / (level.shape[2] * level.shape[3])
-                for part, level in zip(parts, explanation.maps, strict=True))
+                for part, level in zip(parts, fused.maps, strict=True))
     return one, two
 
 
@@ -190,20 +190,14 @@ def fit_scales(found: Sequence[Mapping[str, Heat]]) -> dict[str, float]:
     return fitted
 
 
-def _values(kind: str, level: int, head: nn.Sequential, explanation: Explanation,
-            classes: Sequence[int]) -> np.ndarray:
+def _values(kind: str, level: int, head: nn.Sequential, fused: Fused, classes: Sequence[int]) -> np.ndarray:
     """float32 ``(batch, rows, columns)`` of one kind."""
-    one, two = explanation.levels
     if kind == "class_activation":
-        maps = class_activations(head, explanation, classes)
-    elif kind == "gate":
-        maps = gate_share(one.gates), gate_share(two.gates)
-    elif kind == "spatial":
-        maps = one.spatial[:, 0], two.spatial[:, 0]
+        maps = class_activations(head, fused, classes)
     else:
-        side = 0 if kind == "attention_first" else 1
-        maps = (received_attention(one.attention[side], one.key_grid),
-                received_attention(two.attention[side], two.key_grid))
+        if not isinstance(fused, Explanation):
+            raise ValueError(f"{kind}: need an explanation, got fused maps only. Call network.explain.")
+        maps = _looks(kind, *fused.levels)
     fine, coarse = (each.detach().cpu().numpy().astype(np.float64) for each in maps)
     if level:
         chosen = (fine, coarse)[level - 1]
@@ -212,6 +206,17 @@ def _values(kind: str, level: int, head: nn.Sequential, explanation: Explanation
     else:
         chosen = (fine + _on_grid(coarse, fine.shape[1:], extensive=False)) / 2
     return np.maximum(chosen, 0).astype(np.float32)
+
+
+def _looks(kind: str, one: LevelExplanation, two: LevelExplanation) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(batch, rows, columns)`` of level 1 and level 2, of any kind but the class activation."""
+    if kind == "gate":
+        return gate_share(one.gates), gate_share(two.gates)
+    if kind == "spatial":
+        return one.spatial[:, 0], two.spatial[:, 0]
+    side = 0 if kind == "attention_first" else 1
+    return (received_attention(one.attention[side], one.key_grid),
+            received_attention(two.attention[side], two.key_grid))
 
 
 def _on_grid(values: np.ndarray, shape: tuple[int, ...], *, extensive: bool) -> np.ndarray:

@@ -61,10 +61,11 @@ images = Table(
     Column("added", Double, nullable=False),                # seconds since 1970, UTC
     Column("info", JSON, nullable=False),
     Column("shuffle", Double, nullable=False),              # 0..1 from the uid: a fixed random order
+    Column("readings", Integer, nullable=False, server_default="0"),     # annotations so far
     Column("ranked_by", Text),                              # model version of the three scores below
     Column("entropy", Double), Column("mutual_information", Double), Column("margin", Double),
     Index("images_path", "path"),
-    Index("images_by_state", "state", "ranked_by"),
+    Index("images_by_state", "state", "ranked_by", "readings"),
     Index("images_by_shuffle", "state", "shuffle"),
     Index("images_by_entropy", "state", "entropy", "shuffle"),
     Index("images_by_mutual_information", "state", "mutual_information", "shuffle"),

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, delete, func, select
+from sqlalchemy import Connection, Select, and_, delete, func, select, update
 
 from dcaf_monai.server.agreement import agreement
 from dcaf_monai.server.annotation import Annotation, checked_annotation
@@ -140,6 +140,8 @@ class Readings:
             blind=annotation.blind, created=annotation.created.timestamp() if annotation.created else 0.0,
             document=annotation.model_dump(mode="json")).on_conflict_do_nothing(index_elements=["key"]))
         if added.rowcount == 1:
+            connection.execute(update(images).where(images.c.uid == uid)
+                               .values(readings=images.c.readings + 1))
             return annotation
         row = connection.execute(select(annotation_rows.c.uid, annotation_rows.c.document)
                                  .where(annotation_rows.c.key == key)).one()

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore  # this module alone needs no `compat`
-from sqlalchemy import and_, exists, func, select, update
+from sqlalchemy import and_, func, select, update
 
 from dcaf_monai.server.annotation import parse_annotation, plain_json
 from dcaf_monai.server.database import (
     Database,
     StoreError,
     UnknownImage,
-    annotation_rows,
     images,
     label_notes,
     meta,
@@ -97,11 +96,10 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
 
     def status(self) -> dict[str, Any]:
         """``{total, completed, label_tags: {tag: images}}``; completed: read by anybody."""
-        final, original = _has(annotation_rows), _has(predictions)
-        with self.database.read() as connection:
+        with self.database.read() as connection:            # one walk over one index: /info/ asks often
             total, read, scored = connection.execute(select(
-                func.count(), func.count().filter(final), func.count().filter(original))
-                .select_from(images).where(images.c.state == "present")).one()
+                func.count(), func.count().filter(images.c.readings > 0), func.count(images.c.ranked_by))
+                .where(images.c.state == "present")).one()
         tags = {tag: n for tag, n in (("final", read), ("original", scored)) if n}
         return {"total": total, "completed": read, "label_tags": tags}
 
@@ -111,11 +109,8 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
         A final label's info is the resolved ``label`` (absent in disagreement) and the number of
         ``readings``; an original label's is the model's answer.
         """
-        readings = (select(annotation_rows.c.uid, func.count().label("n"))
-                    .group_by(annotation_rows.c.uid)).subquery()
-        query = (select(images.c.uid, images.c.path, images.c.info, images.c.added, readings.c.n,
+        query = (select(images.c.uid, images.c.path, images.c.info, images.c.added, images.c.readings,
                         predictions.c.label, predictions.c.model_version, predictions.c.entropy)
-                 .outerjoin(readings, readings.c.uid == images.c.uid)
                  .outerjoin(predictions, and_(predictions.c.uid == images.c.uid,
                                               predictions.c.model_version == images.c.ranked_by))
                  .where(images.c.state == "present").order_by(images.c.uid))
@@ -124,9 +119,9 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
         with self.database.read() as connection:
             for row in connection.execute(query):
                 labels = {}
-                if row.n:
+                if row.readings:
                     answer = {"label": resolved[row.uid]} if row.uid in resolved else {}
-                    labels["final"] = {"ext": ".json", "info": {"readings": row.n, **answer}}
+                    labels["final"] = {"ext": ".json", "info": {"readings": row.readings, **answer}}
                 if row.label is not None:
                     labels["original"] = {"ext": ".json", "info": {
                         "label": row.label, "model_version": row.model_version,
@@ -279,10 +274,9 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """``{tag: uid}`` of the tags at which the image has a label."""
         with self.database.read() as connection:
-            require_image(connection, image_id)
-            final, original = connection.execute(
-                select(_has(annotation_rows), _has(predictions)).where(images.c.uid == image_id)).one()
-        return {tag: image_id for tag, has in zip(TAGS, (final, original), strict=True) if has}
+            row = require_image(connection, image_id)
+        labels = {"final": row.readings > 0, "original": row.ranked_by is not None}
+        return {tag: image_id for tag, stands in labels.items() if stands}
 
     def get_label_by_image_id(self, image_id: str, tag: str) -> str:
         """The uid when the image has a label at this tag, else an empty string (as upstream)."""
@@ -347,10 +341,14 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
     def _labelled(self, tag: str | None, labels: list[str] | None) -> Any:
         _check_tag(tag or "final")
         if tag == "original":
-            ranked = predictions.c.model_version == images.c.ranked_by
-            return _has(predictions, ranked, predictions.c.label.in_(labels)) if labels else _has(predictions)
-        return images.c.uid.in_([uid for uid, label in self._resolved().items() if label in labels]) \
-            if labels else _has(annotation_rows)
+            scored = images.c.ranked_by.is_not(None)
+            answers = (select(predictions.c.label).where(
+                predictions.c.uid == images.c.uid, predictions.c.model_version == images.c.ranked_by)
+                .correlate(images).scalar_subquery())
+            return and_(scored, answers.in_(labels)) if labels else scored
+        if not labels:
+            return images.c.readings > 0
+        return images.c.uid.in_([uid for uid, label in self._resolved().items() if label in labels])
 
     def _meta(self, name: str, otherwise: str) -> str:
         with self.database.read() as connection:
@@ -362,10 +360,6 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
             connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
 
 
-def _has(table: Any, *conditions: Any) -> Any:
-    return exists().where(table.c.uid == images.c.uid, *conditions)
-
-
 def _check_tag(tag: str) -> None:
     if tag not in TAGS:
         raise ValueError(f"tag: need {' or '.join(TAGS)}, got {str(tag)[:40]!r}.")
@@ -373,7 +367,7 @@ def _check_tag(tag: str) -> None:
 
 def _ending(path: str) -> str:
     """``.nii.gz``, or the last ending in lower case; empty for none."""
-    return ".nii.gz" if path.lower().endswith(".nii.gz") else Path(path).suffix.lower()
+    return ".nii.gz" if path.lower().endswith(".nii.gz") else os.path.splitext(path)[1].lower()
 
 
 def _merged(current: dict[str, Any], info: Any) -> dict[str, Any]:
