@@ -59,7 +59,9 @@ def place(rows: int = 50, columns: int = 70, size: int = 224) -> tuple[Placement
 
 
 def a_heat(values: np.ndarray, geometry: Geometry, *, placement: Placement | None = None, **changes) -> Heat:
-    grid = placement.grid(values.shape, geometry) if placement else dataclasses.replace(geometry, shape=values.shape)
+    grid = dataclasses.replace(geometry, shape=values.shape)
+    if placement:
+        grid = placement.grid(values.shape, geometry)
     return Heat(**{"kind": "spatial", "level": 1, "values": values.astype(np.float32), "geometry": grid,
                    "scale": 1.0, "unit": "Weight of a place.", **changes})
 
@@ -72,7 +74,8 @@ def test_the_gradient_of_the_head_is_exact_and_ignores_dropout(network, explanat
     exact = copy.deepcopy(network.head).double()
     pooled = explanation.pooled.clone().double()
     full = torch.autograd.functional.jacobian(exact, pooled)  # (image, class, image, unit)
-    torch.testing.assert_close(found.double(), torch.stack((full[0, 2, 0], full[1, 0, 1])), atol=1e-6, rtol=1e-4)
+    by_hand = torch.stack((full[0, 2, 0], full[1, 0, 1]))
+    torch.testing.assert_close(found.double(), by_hand, atol=1e-6, rtol=1e-4)
 
 
 def test_all_cells_of_both_levels_together_give_gradient_times_pooled(network, explanation):
@@ -299,6 +302,17 @@ def test_scales_of_the_model_are_used(network, explanation):
     found = heats(network.head, explanation, classes=[0, 1], places=[place()] * 2,
                   kinds=["class_activation", "gate"], scales={"class_activation": 0.25})
     assert (found[0]["class_activation"].scale, found[0]["gate"].scale) == (0.25, 1.0)
+
+
+def test_class_activation_needs_no_explanation_and_the_other_kinds_say_that_they_do(network, x, explanation):
+    with torch.inference_mode():
+        fused = network.fuse(network.trunks(x))
+    without = heats(network.head, fused, classes=[0, 1], places=[place()] * 2)
+    with_it = heats(network.head, explanation, classes=[0, 1], places=[place()] * 2)
+    np.testing.assert_allclose(without[1]["class_activation"].values, with_it[1]["class_activation"].values,
+                               atol=1e-6)
+    with pytest.raises(ValueError, match="gate: need an explanation"):
+        heats(network.head, fused, classes=[0, 1], places=[place()] * 2, kinds=["gate"])
 
 
 @pytest.mark.parametrize(("changes", "message"), [
