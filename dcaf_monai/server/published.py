@@ -1,0 +1,71 @@
+"""`PublishedModel`: the model file as it is now, for every request, job and thread of the server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from dcaf_monai.model import ModelError, load_model
+from dcaf_monai.predict import Predictor
+
+logger = logging.getLogger(__name__)
+
+
+class PublishedModel:
+    """The model file as it is now: read again when it was replaced, without stopping anyone.
+
+    Args:
+        path: The published file; it need not exist yet. None for a server that never has one.
+        device: Where the network runs.
+    """
+
+    def __init__(self, path: Path | None, *, device: str = "cpu") -> None:
+        self.path = path
+        self._device = device
+        self._stamp: tuple[int, ...] = ()
+        self._predictor: Predictor | None = None
+        self._loading = threading.Lock()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a model has been published."""
+        return self.path is not None and self.path.is_file()
+
+    def predictor(self) -> Predictor:
+        """Predictor of the newest readable model.
+
+        The request that notices a new file reads it; those beside it are answered by the old one.
+
+        Raises:
+            ModelError: When there is no model yet, or the first one cannot be read.
+        """
+        if self._predictor is None:
+            with self._loading:
+                if self._predictor is None:
+                    self._read()
+        elif self._stamp != self._stamp_now() and self._loading.acquire(blocking=False):
+            try:
+                self._read()
+            except ModelError as error:
+                logger.error("The newly published model cannot be read, the old one stays: %s", error)
+            finally:
+                self._loading.release()
+        assert self._predictor is not None
+        return self._predictor
+
+    def _read(self) -> None:
+        if not self.exists or self.path is None:
+            raise ModelError("model: need a trained model, got none yet. Train one first.")
+        stamp = self._stamp_now()
+        try:
+            self._predictor = Predictor(load_model(self.path), device=self._device)
+        finally:
+            self._stamp = stamp  # a bad file is tried once, not at every request
+
+    def _stamp_now(self) -> tuple[int, ...]:
+        try:
+            status = self.path.stat() if self.path else None
+        except FileNotFoundError:
+            status = None
+        return (status.st_mtime_ns, status.st_size, status.st_ino) if status else ()

@@ -1,0 +1,159 @@
+"""Our own routes, all below ``/dcaf``: worklist, history, agreement, leases, export, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import PIL.Image
+from fastapi import APIRouter, Depends, HTTPException, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from dcaf_monai.server import compat  # noqa: F401  (before monailabel)
+
+# isort: split
+from monailabel.interfaces.utils.app import app_instance
+
+from dcaf_monai.dicom import read_image
+from dcaf_monai.server.access import Reader, current_reader
+from dcaf_monai.server.store import Store
+from dcaf_monai.server.worklist import CaseTaken
+
+router = APIRouter(prefix="/dcaf", tags=["DCAF"])
+
+Who = Annotated[Reader, Depends(current_reader)]
+ImageId = Annotated[str, Query(min_length=1, max_length=1024)]
+
+
+class Case(BaseModel):
+    """A case and, on a server without tokens, the reader it is for."""
+
+    model_config = ConfigDict(extra="forbid")
+    image: str = Field(min_length=1, max_length=1024)
+    reader: str | None = None
+    reason: str = ""
+
+
+def name_of(who: Reader, stated: str | None) -> str:
+    """The reader a request speaks for: the token's; without tokens, the one it states.
+
+    Raises:
+        HTTPException: 403 when a token's reader speaks for another.
+    """
+    if not who.name:
+        return stated or "reader"
+    if stated and stated != who.name:
+        raise HTTPException(403, "reader: need the token's own reader, got another. Leave it out.")
+    return who.name
+
+
+@router.get("/health")
+def health() -> dict[str, str]:
+    """That the server answers."""
+    return {"status": "ok"}
+
+
+@router.get("/worklist")
+def worklist(who: Who, order: str = "entropy", status: str = "all", reader: str | None = None,
+             offset: int = 0, limit: int = 50) -> dict[str, Any]:
+    """A page of the worklist, the most uncertain first; see `Worklist.worklist`."""
+    name = who.name or reader
+    if who.name and reader and reader != who.name and who.role != "admin":
+        raise HTTPException(403, "reader: need the token's own reader, got another. Leave it out.")
+    page = _asked(lambda: _store().worklist(order, status, reader=reader or name, offset=offset, limit=limit))
+    return {"total": page.total, "offset": page.offset, "items": page.items}
+
+
+@router.get("/history")
+def history(image: ImageId) -> list[dict[str, Any]]:
+    """Every annotation of an image, oldest first."""
+    return [annotation.model_dump(mode="json") for annotation in _store().history(image)]
+
+
+@router.get("/agreement")
+def agreement() -> dict[str, Any]:
+    """How well the readers agree: Cohen's kappa of each pair, Fleiss' kappa of all."""
+    return _store().agreement()
+
+
+@router.get("/disagreements")
+def disagreements() -> list[dict[str, Any]]:
+    """Images whose readers differ and nobody has settled."""
+    return _store().disagreements()
+
+
+@router.post("/lease")
+def lease(case: Case, who: Who) -> dict[str, Any]:
+    """Gives this very case to the reader; 409 while another holds it."""
+    try:
+        held = _store().lease(case.image, name_of(who, case.reader))
+    except CaseTaken as error:
+        raise HTTPException(409, str(error)) from error
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    return {"image": held.uid, "reader": held.reader, "expires": held.expires.isoformat()}
+
+
+@router.delete("/lease")
+def release(image: ImageId, who: Who, reader: str | None = None) -> dict[str, bool]:
+    """Gives a case back unread; ``released`` is false when the reader did not hold it."""
+    return {"released": _asked(lambda: _store().release(image, name_of(who, reader)))}
+
+
+@router.post("/skip")
+def skip(case: Case, who: Who) -> dict[str, str]:
+    """Takes a case out of the reader's queue for good."""
+    _asked(lambda: _store().skip(case.image, name_of(who, case.reader), case.reason))
+    return {"skipped": case.image}
+
+
+@router.get("/prediction")
+def prediction(image: ImageId) -> dict[str, Any]:
+    """The stored prediction of an image; 404 when it has none yet."""
+    document = _store().prediction(image)
+    if not document:
+        raise HTTPException(404, "prediction: need a scored image, got one without. POST /infer/dcaf first.")
+    return document
+
+
+@router.get("/image")
+def picture(image: ImageId, max_side: Annotated[int, Query(ge=16, le=8192)] = 1024) -> Response:
+    """The image as an 8-bit grey PNG, its longer side ``max_side`` pixels at most."""
+    path, frame = _store().location(image)
+    read = read_image(path, uid=image, frame=frame, max_side=max_side)
+    low, high = np.percentile(read.pixels, (0.5, 99.5))
+    grey = np.clip((read.pixels - low) / max(high - low, 1e-6), 0, 1) * 255
+    picture = PIL.Image.fromarray(grey.astype(np.uint8))
+    picture.thumbnail((max_side, max_side))
+    stream = BytesIO()
+    picture.save(stream, format="PNG")
+    return Response(stream.getvalue(), media_type="image/png")
+
+
+@router.get("/export")
+def export(format: Literal["json", "csv"] = "json") -> Response:
+    """Every annotation, as plain JSON or CSV."""
+    text = _store().export_json() if format == "json" else _store().export_csv()
+    kind = "application/json" if format == "json" else "text/csv"
+    return Response(text, media_type=kind,
+                    headers={"content-disposition": f'attachment; filename="annotations.{format}"'})
+
+
+@router.get("/training")
+def training() -> dict[str, Any]:
+    """How far training is: ``state``, ``message``, ``epoch``, ``validation_nll``, verdict."""
+    return app_instance().training.progress()
+
+
+def _store() -> Store:
+    return app_instance().store
+
+
+def _asked(question: Callable[[], Any]) -> Any:
+    """The answer; a parameter that the store refuses is the caller's mistake, 422."""
+    try:
+        return question()
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error

@@ -1,0 +1,146 @@
+"""Training on the readers' labels: what the store knows becomes a cohort, `train.fit` does the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dcaf_monai.server import compat  # noqa: F401  (before monailabel)
+
+# isort: split
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.async_tasks.utils import tasks
+
+from dcaf_monai.cohort import Cohort, cohort_from_labels, read_cohort
+from dcaf_monai.model import ModelError, load_model
+from dcaf_monai.server.published import PublishedModel
+from dcaf_monai.server.store import Store, StoreError
+from dcaf_monai.tasks import Task
+from dcaf_monai.train import TrainError, fit
+from dcaf_monai.weights import WeightsError
+
+logger = logging.getLogger(__name__)
+
+STATES = ("idle", "running", "ranking", "published", "refused", "failed", "stopped")
+"""Of a training: ``ranking`` predicts the pool again with the model just published."""
+
+
+class Training(TrainTask):
+    """The trainer. It runs in a process of its own; its progress is a small file both can read.
+
+    Args:
+        model: The published model, which training starts from and may replace.
+        task: The question.
+        folder: Where progress, checkpoints and the frozen split are kept.
+        data: What the model was first trained on (class folders or CSV); None when the readers'
+            labels are all there is.
+        device: Where the network is trained.
+    """
+
+    def __init__(self, model: PublishedModel, task: Task, *, folder: Path, data: Path | None = None,
+                 device: str = "cpu") -> None:
+        super().__init__("Learns from the readers' labels; publishes only what is better")
+        self._model = model
+        self._task = task
+        self._folder = folder
+        self._data = data
+        self._device = device
+
+    def config(self) -> dict[str, Any]:
+        """What a client may choose; the first value is what happens when it does not."""
+        return {"mode": ["frozen", "full"]}
+
+    def stats(self) -> dict[str, Any]:
+        """The last training, for ``/info/``."""
+        return self.progress()
+
+    def progress(self) -> dict[str, Any]:
+        """How the last training stands.
+
+        Returns:
+            ``state`` (one of `STATES`) and ``message``; as far as it got ``stage``, ``done``,
+            ``total``, ``note``, ``candidate_nll``, ``published_nll``, ``version``.
+        """
+        try:
+            told = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {"state": "idle", "message": "No training was started."}
+        job = tasks("train")[-1]["status"] if tasks("train") else "STOPPED"
+        if told["state"] in ("running", "ranking") and job not in ("SUBMITTED", "RUNNING"):
+            ended = "failed" if job == "ERROR" else "stopped"
+            return {**told, "state": ended, "message": f"Training {ended} during: {told['message']}"}
+        return told
+
+    def announce(self, state: str, message: str, **more: Any) -> None:
+        """Says how training stands, to whoever asks the server; whole or not at all."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor, draft = tempfile.mkstemp(dir=self._folder)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"state": state, "message": message, **more}, file)
+        os.replace(draft, self._folder / "progress.json")
+        logger.info("Training: %s: %s", state, message)
+
+    def __call__(self, request: Mapping[str, Any], datastore: Store) -> dict[str, Any]:
+        """Trains, and publishes what passes the gate.
+
+        Args:
+            request: ``mode``, ``epochs``, ``batch_size``, ``seed``; all may be missing.
+            datastore: The store whose labels are learnt.
+
+        Returns:
+            ``published``, ``message``, ``candidate_nll``, ``published_nll``, ``version``.
+
+        Raises:
+            SystemExit: When training is not possible; `progress` says why.
+        """
+        def progress(stage: str, done: int, total: int, note: str = "") -> None:
+            message = f"{stage} {done} of {total}" + (f", {note}" if note else "")
+            self.announce("running", message, stage=stage, done=done, total=total, note=note)
+
+        try:
+            result = fit(self._cohort(datastore), out=self._out(), device=self._device, progress=progress,
+                         **self._recipe(request))
+        except (TrainError, WeightsError, ModelError, StoreError, ValueError) as error:
+            self.announce("failed", str(error))
+            raise SystemExit(1) from error
+        verdict = result.verdict
+        answer = {"published": verdict.published, "message": verdict.reason, "version": result.model.version,
+                  "candidate_nll": verdict.candidate_nll, "published_nll": verdict.published_nll}
+        if verdict.published:
+            self.announce("ranking", f"{verdict.reason} Ranking the pool by it.")
+        else:
+            self.settle(answer)
+        return answer
+
+    def settle(self, answer: Mapping[str, Any]) -> None:
+        """Announces the end of a training: the gate's verdict."""
+        more = {name: value for name, value in answer.items() if name not in ("published", "message")}
+        self.announce("published" if answer["published"] else "refused", answer["message"], **more)
+
+    def _cohort(self, store: Store) -> Cohort:
+        labels = []
+        for uid, label in store.current_labels().items():
+            path, frame = store.location(uid)
+            labels.append((uid, path, frame, label, None))
+        self.announce("running", f"Reading {len(labels)} labels")
+        base = None
+        if self._data:
+            base = read_cohort(self._data, self._task, frozen=self._folder / "data-split.csv")
+        return cohort_from_labels(labels, self._task, base=base, frozen=self._folder / "split.csv")
+
+    def _out(self) -> Path:
+        if self._model.path is None:
+            raise ValueError("model: need a place for it, got none. Start the server with --model FILE.")
+        return self._model.path
+
+    def _recipe(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = {name: request[name] for name in ("mode", "epochs", "batch_size", "seed") if name in request}
+        if self._model.exists:
+            assert self._model.path is not None
+            chosen["init_from"] = load_model(self._model.path)
+        return chosen
