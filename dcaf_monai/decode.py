@@ -117,7 +117,7 @@ class Decoder:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             if worker is None or worker.process.poll() is not None:
-                worker = _Worker(self.memory_bytes, int(self.timeout_s) + 10)
+                worker = _Worker(self.memory_bytes)
             try:
                 reply, pixels = worker.ask(request, payload, self.timeout_s)
             except BaseException:
@@ -133,12 +133,12 @@ class Decoder:
 class _Worker:
     """One process and its two pipes, seen from the caller's side."""
 
-    def __init__(self, memory_bytes: int, alarm_s: int) -> None:
+    def __init__(self, memory_bytes: int) -> None:
         # Isolated start, then exactly our own module path: nothing in the working directory and no
         # environment variable changes what the worker imports.
-        start = ("import json, sys; memory, alarm, sys.path[:] = json.loads(sys.argv[1]); "
-                 "from dcaf_monai.decode import serve; serve(memory, alarm)")
-        arguments = json.dumps([memory_bytes, alarm_s, [entry or os.getcwd() for entry in sys.path]])
+        start = ("import json, sys; memory, sys.path[:] = json.loads(sys.argv[1]); "
+                 "from dcaf_monai.decode import serve; serve(memory)")
+        arguments = json.dumps([memory_bytes, [entry or os.getcwd() for entry in sys.path]])
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", start, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -153,7 +153,7 @@ class _Worker:
             ) -> tuple[dict[str, Any], np.ndarray]:
         assert self.process.stdin is not None
         try:
-            _write(self.process.stdin, request, payload)
+            _write(self.process.stdin, {**request, "alarm_s": int(timeout_s) + 10}, payload)
         except OSError:
             pass  # the worker is gone: reading its answer tells so in the one right way
         return self._read_reply(timeout_s)
@@ -289,7 +289,7 @@ def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], np.ndarray]:
     return json.loads(text), payload
 
 
-def serve(memory_bytes: int, alarm_s: int) -> None:
+def serve(memory_bytes: int) -> None:
     """The worker's whole life: limits, then one answer for each request until the pipe closes."""
     # Native code may print; the answers go through a copy of stdout that it does not know.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -303,7 +303,7 @@ def serve(memory_bytes: int, alarm_s: int) -> None:
             request, payload = _read(requests)
         except EOFError:
             return
-        alarm(alarm_s)  # ends this process even when the parent is gone and native code never returns
+        alarm(request["alarm_s"])  # ends this process even when the parent is gone and native code never returns
         reply, pixels = answer(request, payload.tobytes())
         alarm(0)
         _write(answers, reply, np.ascontiguousarray(pixels).reshape(-1))
