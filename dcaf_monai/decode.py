@@ -303,7 +303,7 @@ def serve(memory_bytes: int) -> None:
             request, payload = _read(requests)
         except EOFError:
             return
-        alarm(request["alarm_s"])  # ends this process even when the parent is gone and native code never returns
+        alarm(request["alarm_s"])  # ends this process even when the parent is gone and native code hangs
         reply, pixels = answer(request, payload.tobytes())
         alarm(0)
         _write(answers, reply, np.ascontiguousarray(pixels).reshape(-1))

@@ -90,8 +90,8 @@ def phantom(seed: int, *, lesion: bool, shape: tuple[int, int] = SHAPE, contrast
     return Phantom(pixels, "pneumonia" if lesion else "normal", box, height)
 
 
-def write_films(folder: Path | str, count: int, *, seed: int = 0, films_per_patient: int = 4, faint: float = 0.3,
-                shapes: tuple[tuple[int, int], ...] = (SHAPE, (416, 384), (384, 416)),
+def write_films(folder: Path | str, count: int, *, seed: int = 0, films_per_patient: int = 4,
+                faint: float = 0.3, shapes: tuple[tuple[int, int], ...] = (SHAPE, (416, 384), (384, 416)),
                 ) -> list[Path]:
     """Writes films into class folders, with ``labels.csv`` and ``lesions.json`` beside them.
 
