@@ -13,12 +13,12 @@ from dcaf_monai.server import compat
 
 
 def test_the_module_that_pydicom_3_removed_is_found_again() -> None:
-    from pydicom import _storage_sopclass_uids      # type: ignore[attr-defined]
+    from pydicom import _storage_sopclass_uids  # type: ignore[attr-defined]
     assert _storage_sopclass_uids is pydicom.uid
 
 
 def test_itk_can_be_imported_and_looked_for_whether_installed_or_not() -> None:
-    import itk      # noqa: F401
+    import itk  # noqa: F401
     assert importlib.util.find_spec("itk") is not None
 
 

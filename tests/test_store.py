@@ -162,6 +162,8 @@ def test_labelled_and_unlabelled_images_follow_tag_and_class(store: Store) -> No
     store.annotate("a.png", read("normal"))
     assert store.get_labeled_images() == ["a.png"] and "a.png" not in store.get_unlabeled_images()
     assert store.get_labeled_images("final", ["covid"]) == []
+    assert store.get_labeled_images("final", ["normal"]) == ["a.png"]
+    assert store.get_labeled_images("original", ["normal"]) == []
     assert store.get_labeled_images("original", ["covid"]) == ["d.nii.gz"]
     assert len(store.get_unlabeled_images("original")) == 4
     assert store.get_labels_by_image_id("a.png") == {"final": "a.png"}

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from dcaf_monai.server.annotation import Annotation, checked_annotation
-from dcaf_monai.server.database import UnknownImage, annotation_rows
+from dcaf_monai.server.database import UnknownImage, annotation_rows, images
 from dcaf_monai.server.readings import Readings
 
 SCHEMA = "dcaf-annotations/1"
@@ -107,6 +107,9 @@ class Exchange(Readings):
         count = select(func.count()).select_from(annotation_rows)
         with self.database.write() as connection:
             before = connection.execute(count).scalar_one()
+            for uid in sorted({uid for uid, _ in entries if uid.isprintable()}):
+                # in uid order, as scoring does: two writers cannot deadlock
+                connection.execute(select(images.c.uid).where(images.c.uid == uid).with_for_update())
             for number, (uid, annotation) in enumerate(entries, 1):
                 try:
                     self._append(connection, uid, annotation)

@@ -58,6 +58,7 @@ class Pool:
         added = changed = 0
         for start in range(0, len(news), BATCH):
             looked = [(file, *self._look(file)) for file in news[start:start + BATCH]]
+            looked.sort(key=lambda entry: [uid for uid, _ in entry[1]])     # no deadlock, see scores.py
             with self.database.write() as connection:
                 for file, held, problem in looked:
                     new, other = self._learn(connection, file, held, problem, file.path in known)
@@ -130,9 +131,10 @@ class Pool:
             row = connection.execute(select(images.c.path, images.c.state).where(
                 images.c.uid == uid).with_for_update()).one_or_none()
             if row is None:
-                added += connection.execute(self.database.insert(images).values(
+                new = connection.execute(self.database.insert(images).values(
                     uid=uid, path=file.path, frame=frame, state="present", added=time.time(), info={},
-                    shuffle=shuffle_place(uid)).on_conflict_do_nothing()).rowcount
+                    shuffle=shuffle_place(uid)).on_conflict_do_nothing().returning(images.c.uid)).scalar()
+                added += new is not None
             elif row.path == file.path or row.state == "missing":
                 changed += 1
                 state = "withdrawn" if row.state == "withdrawn" else "present"

@@ -135,11 +135,12 @@ class Readings:
         """Stores one annotation as it is, unless its key is stored already."""
         require_image(connection, uid)
         key = str(annotation.key)
-        added = connection.execute(self.database.insert(annotation_rows).values(
+        number = connection.execute(self.database.insert(annotation_rows).values(
             key=key, uid=uid, reader=annotation.reader, label=annotation.label, role=annotation.role,
             blind=annotation.blind, created=annotation.created.timestamp() if annotation.created else 0.0,
-            document=annotation.model_dump(mode="json")).on_conflict_do_nothing(index_elements=["key"]))
-        if added.rowcount == 1:
+            document=annotation.model_dump(mode="json")).on_conflict_do_nothing(index_elements=["key"])
+            .returning(annotation_rows.c.number)).scalar()
+        if number is not None:
             connection.execute(update(images).where(images.c.uid == uid)
                                .values(readings=images.c.readings + 1))
             return annotation

@@ -170,12 +170,12 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Present images with a label at a tag (``final`` unless named), of these classes if named."""
-        return self._uids(self._labelled(label_tag, labels))
+        return sorted(self._labelled(label_tag, labels))
 
     def get_unlabeled_images(self, label_tag: str | None = None,
                              labels: list[str] | None = None) -> list[str]:
         """Present images that `get_labeled_images` would not give."""
-        return self._uids(~self._labelled(label_tag, labels))
+        return sorted(set(self._uids()) - self._labelled(label_tag, labels))
 
     def get_image(self, image_id: str, params: Any = None) -> bytes:
         """The image file's bytes."""
@@ -338,17 +338,15 @@ class Store(Pool, Scores, Worklist, Exchange, Datastore):
             return list(connection.execute(select(images.c.uid).where(
                 images.c.state == "present", *conditions).order_by(images.c.uid)).scalars())
 
-    def _labelled(self, tag: str | None, labels: list[str] | None) -> Any:
+    def _labelled(self, tag: str | None, labels: list[str] | None) -> set[str]:
         _check_tag(tag or "final")
-        if tag == "original":
-            scored = images.c.ranked_by.is_not(None)
-            answers = (select(predictions.c.label).where(
-                predictions.c.uid == images.c.uid, predictions.c.model_version == images.c.ranked_by)
-                .correlate(images).scalar_subquery())
-            return and_(scored, answers.in_(labels)) if labels else scored
-        if not labels:
-            return images.c.readings > 0
-        return images.c.uid.in_([uid for uid, label in self._resolved().items() if label in labels])
+        if tag != "original":
+            return {uid for uid, label in self._resolved().items() if label in labels} if labels else \
+                set(self._uids(images.c.readings > 0))
+        answer = (select(predictions.c.label).where(predictions.c.uid == images.c.uid,
+                                                    predictions.c.model_version == images.c.ranked_by)
+                  .correlate(images).scalar_subquery())
+        return set(self._uids(answer.in_(labels) if labels else images.c.ranked_by.is_not(None)))
 
     def _meta(self, name: str, otherwise: str) -> str:
         with self.database.read() as connection:
