@@ -122,8 +122,8 @@ def map_size(grid: torch.Tensor) -> tuple[int, int]:
 
 
 def map_to_tokens(grid: torch.Tensor) -> torch.Tensor:
-    """``(batch, channels, rows, columns)`` to ``(batch, rows * columns, channels)``."""
-    return grid.flatten(2).transpose(1, 2)
+    """``(batch, channels, rows, columns)`` to contiguous ``(batch, rows * columns, channels)``."""
+    return grid.flatten(2).transpose(1, 2).contiguous()
 
 
 def tokens_to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
