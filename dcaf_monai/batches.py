@@ -25,12 +25,14 @@ class FusionAndHead(nn.Module):
 
     def __init__(self, network: DualCrossAttentionFusion) -> None:
         super().__init__()
-        self.levels, self.head = network.levels, network.head
+        for name, part in network.named_children():
+            if part not in (network.first, network.second):
+                self.add_module(name, part)
 
     def forward(self, maps: Maps) -> torch.Tensor:
         """Logits ``(batch, classes)`` of the four maps of `Features`."""
         fused = DualCrossAttentionFusion.fuse(self, Features(*maps))  # type: ignore[arg-type]
-        return self.head(fused.pooled)
+        return self.get_submodule("head")(fused.pooled)
 
 
 @dataclass

@@ -240,7 +240,8 @@ class Loop:
             amp=self.device.type == "cuda", optim_set_to_none=True,
             train_handlers=[LrScheduleHandler(schedule, print_lr=False, epoch_level=False)])  # type: ignore
         early = EarlyStopping(recipe.patience, lambda engine: -engine.state.metrics["nll"], trainer)
-        early.logger.setLevel(logging.WARNING)  # ``notify`` tells what there is to tell
+        for told in (early, trainer, evaluator):
+            told.logger.setLevel(logging.CRITICAL)  # ``notify`` and exceptions tell what there is to tell
         self._attach(trainer, evaluator, sampler, optimizer, average, early, rank)
         if kept:
             self._restore(kept, trainer, schedule, optimizer, average, early)
@@ -320,8 +321,9 @@ class Loop:
         self.history = list(kept.document["history"])
         trainer.state.epoch = kept.document["epoch"]
         trainer.state.iteration = trainer.state.epoch * trainer.state.epoch_length
-        schedule.last_epoch = trainer.state.iteration - 1
-        schedule.step()
+        schedule.last_epoch = trainer.state.iteration
+        for group, peak in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = peak * schedule.lr_lambdas[0](trainer.state.iteration)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Two rates, each with and without weight decay."""
@@ -359,8 +361,8 @@ def agreed(wish: bool, device: torch.device) -> bool:
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False,
               **_: Any) -> tuple[Any, torch.Tensor]:
-    """A batch (input, labels) on a device; the input is a tensor or a tuple of tensors."""
+    """A batch (input, labels) on a device; the input is a tensor or several."""
     inputs, labels = batch
-    moved = tuple(part.to(device, non_blocking=non_blocking) for part in inputs) \
-        if isinstance(inputs, tuple) else inputs.to(device, non_blocking=non_blocking)
+    moved = inputs.to(device, non_blocking=non_blocking) if isinstance(inputs, torch.Tensor) \
+        else tuple(part.to(device, non_blocking=non_blocking) for part in inputs)
     return moved, labels.to(device, non_blocking=non_blocking)
