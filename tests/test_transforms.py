@@ -155,3 +155,14 @@ def test_augmentation_moves_no_further_than_the_task_allows() -> None:
         changed = training_augmentation(TASKS["pneumonia"], seed, size=100)(marked.clone())[0]
         centre = (changed.sum(1) @ rows / changed.sum(), changed.sum(0) @ rows / changed.sum())
         assert max(abs(float(c) - 50) for c in centre) <= 5.6  # 5 % of 100 pixels, and the spot's own blur
+
+
+@pytest.mark.parametrize("shape", [(448, 320), (301, 499), (90, 64)])
+def test_the_resize_is_the_antialiased_one_of_torch(shape: tuple[int, int]) -> None:
+    pixels = _smooth(shape)
+    preprocessing = Preprocessing(size=224, fit="stretch", percentiles=(0, 100))
+    tensor, _, _ = image_to_input(_image(pixels), preprocessing)
+    reference = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None, None], (224, 224),
+                                                mode="bilinear", antialias=True)[0]
+    reference = (reference - reference.min()) / (reference.max() - reference.min())
+    torch.testing.assert_close(tensor, reference.float(), atol=2e-3, rtol=0)
