@@ -1,0 +1,34 @@
+# What a person types. Everything lives in .venv, made from requirements.lock.
+
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo ok),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/dcaf demo demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.installed: requirements.lock requirements-py310.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "python: need Python 3.10 to 3.12 on the PATH. Install one, or say make PYTHON=/path/to/python."; exit 2; }
+	@echo "Making $(VENV) (about 7 GB with PyTorch, a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r $$($(BIN)/python -c 'import sys; print("requirements.lock" if sys.version_info >= (3, 11) else "requirements-py310.lock")')
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo

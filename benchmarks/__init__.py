@@ -1,0 +1,1 @@
+"""Performance as ratios, ours beside a floor and a peer, measured side by side in one run."""

@@ -1,0 +1,396 @@
+"""``dcaf``: the command line.
+
+Exit codes: 0 done, 1 the job failed, 2 the input was wrong. A mistake of the caller is one
+sentence on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False, rich_markup_mode="markdown",
+                  help="Uncertainty-aware image classification: what the model sees, how unsure it "
+                       "is, where it looked. Research software, not a medical device.")
+models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
+token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
+app.add_typer(models_app, name="models")
+app.add_typer(token_app, name="token")
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Mode(str, Enum):
+    """How the network is trained."""
+
+    frozen = "frozen"
+    full = "full"
+
+
+class Criterion(str, Enum):
+    """What an operating point holds."""
+
+    sensitivity = "sensitivity"
+    specificity = "specificity"
+
+
+class Order(str, Enum):
+    """What a worklist is sorted by."""
+
+    entropy = "entropy"
+    mutual_information = "mutual_information"
+    margin = "margin"
+
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A trained .safetensors model.")]
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    errors.print(f"dcaf: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                    TimeElapsedColumn(), console=errors)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Every visible file below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*")
+                  if path.is_file() and not any(part.startswith(".")
+                                                for part in path.relative_to(folder).parts))
+
+
+@app.command("sample-data")
+def sample_data(
+    folder: Annotated[Path, typer.Argument(help="Where the films go; made if it is not there.")],
+    count: Annotated[int, typer.Option(min=2, help="How many films.")] = 60,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Write synthetic chest films (DICOM DX) with known lesions, labels and splits."""
+    from dcaf_monai.phantom import write_films
+
+    write_films(folder, count, seed=seed)
+    table = folder / "labels.csv"
+    console.print(f"{count} synthetic films, labels in {table}", markup=False, soft_wrap=True)
+    console.print(f"Next: dcaf train --data {table} --task pneumonia --out model.safetensors "
+                  "--mode full --backbones test_efficientnet,test_resnet --weights none",
+                  markup=False, soft_wrap=True)
+
+
+def _weights(text: str) -> str | tuple[Path, Path]:
+    if text in ("pretrained", "none"):
+        return text
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise ValueError(f"--weights: need pretrained, none, or two files FIRST,SECOND, got {text!r}.")
+    return Path(parts[0]), Path(parts[1])
+
+
+def _backbones(text: str) -> tuple[str, str]:
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise ValueError(f"--backbones: need two timm names FIRST,SECOND, got {text!r}.")
+    return parts[0], parts[1]
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder of class folders, or a CSV with "
+                                            "file,task,label,split,group.")],
+    out: Annotated[Path, typer.Option(help="The model file to publish to.")],
+    task: Annotated[str, typer.Option(help="covid19, tuberculosis, pneumonia, oct, or a .toml file.")],
+    mode: Annotated[Mode, typer.Option(help="frozen: trunks fixed, their features cached; "
+                                            "full: everything trained.")] = Mode.frozen,
+    backbones: Annotated[str, typer.Option(help="Two timm names.")] = "efficientnet_b4,resnet34",
+    weights: Annotated[str, typer.Option(help="pretrained (timm's), none, or two local files "
+                                              "FIRST,SECOND.")] = "pretrained",
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Side of the network input, px.")] = 224,
+    width: Annotated[int, typer.Option(min=4, help="Channels of the cross-attention.")] = 128,
+    fused: Annotated[int, typer.Option(min=4, help="Channels of a fused map.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=2)] = 32,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
+    cache: Annotated[Path | None, typer.Option(help="Folder of cached inputs and features; default "
+                                                    "beside the model.")] = None,
+    criterion: Annotated[Criterion, typer.Option(help="Operating points hold this on validation "
+                                                      "...")] = Criterion.sensitivity,
+    target: Annotated[float, typer.Option(min=0.5, max=1.0, help="... of at least this.")] = 0.9,
+) -> None:
+    """Train a model and publish it if it beats the one in place on the same validation split.
+
+    Interrupted at any moment, the same command goes on where it stopped.
+    """
+    from dcaf_monai.cohort import read_cohort
+    from dcaf_monai.tasks import task_named
+    from dcaf_monai.train import TrainError, fit
+    from dcaf_monai.transforms import Preprocessing
+
+    question = task_named(task)
+    cohort = read_cohort(data, question)
+    counts = ", ".join(f"{split} {sum(case.split == split for case in cohort.cases)}"
+                       for split in ("train", "val", "test"))
+    errors.print(f"{question.title}: {counts} images", highlight=False)
+    try:
+        with _progress() as bar:
+            result = fit(cohort, out=out, mode=mode.value, backbones=_backbones(backbones),
+                         weights=_weights(weights), shape={"width": width, "fused": fused},
+                         preprocessing=Preprocessing(size=size),
+                         epochs=epochs, batch_size=batch_size, seed=seed, device=device,
+                         cache=cache, criterion=criterion.value, target=target,
+                         progress=_bar_updater(bar))
+    except TrainError as error:
+        _fail(str(error), 1)
+    console.print(result.verdict.reason, markup=False, soft_wrap=True)
+    if not result.verdict.published:
+        raise typer.Exit(1)
+
+
+def _bar_updater(bar: Progress) -> Callable[..., None]:
+    """A progress callback ``(stage, done, total, note)`` that keeps one bar a stage."""
+    tasks: dict[str, Any] = {}
+
+    def update(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total)
+        bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".strip())
+
+    return update
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files or folders.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line, as /infer "
+                                                         "answers.")] = False,
+    overlay: Annotated[Path | None, typer.Option(help="Folder for blended PNG overlays.")] = None,
+    kind: Annotated[str, typer.Option(help="Which map: class_activation, attention_first, "
+                                           "attention_second, gate, spatial.")] = "class_activation",
+    cutoffs: Annotated[Path | None, typer.Option(help="A site's own cut-offs for this model "
+                                                      "version.")] = None,
+) -> None:
+    """Class probabilities, entropy and attention overlay of images."""
+    predictor = _predictor(model, cutoffs)
+    files = [file for image in images for file in (_files_in(image) if image.is_dir() else [image])]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"image: need an existing file, got {missing[0]}.")
+    if not files:
+        raise ValueError("image: need at least one file, the folder holds none.")
+    table = Table("image", "prediction", "probability", "entropy", "of maximum", "notices")
+    bad = 0
+    from dcaf_monai.image import ImageError
+
+    answers = predictor.predict_files(((None, file, None) for file in files),
+                                      overlays=(kind,) if overlay else ())
+    with _progress() as bar:
+        task = bar.add_task("predict", total=len(files))
+        for file, (_, answer) in zip(files, answers, strict=True):
+            bar.advance(task)
+            if isinstance(answer, ImageError):
+                bad += 1
+                errors.print(f"{file.name}: {answer}", style="red", markup=False, highlight=False,
+                             soft_wrap=True)
+                continue
+            if overlay:
+                _write_overlay(overlay, file, answer, kind)
+            if as_json:
+                sys.stdout.write(json.dumps(answer.document(), allow_nan=False) + "\n")
+            else:
+                table.add_row(file.name, answer.label, f"{answer.probs.max():.3f}",
+                              f"{answer.predictive_entropy:.3f}", f"{answer.normalized_entropy:.0%}",
+                              ", ".join(notice.code for notice in answer.notices))
+    if not as_json and table.row_count:
+        console.print(table)
+    if bad:
+        _fail(f"{bad} of {len(files)} images could not be read.", 2)
+
+
+def _predictor(model: Path, cutoffs: Path | None = None) -> Any:
+    from dcaf_monai.calibration import load_overrides
+    from dcaf_monai.model import load_model
+    from dcaf_monai.predict import Predictor
+
+    loaded = load_model(model)
+    own = load_overrides(cutoffs, loaded.version, loaded.task.classes) if cutoffs else None
+    return Predictor(loaded, cutoffs=own)
+
+
+def _write_overlay(folder: Path, file: Path, answer: Any, kind: str) -> None:
+    """One blended PNG, named after the file and never after anything in its header."""
+    from dcaf_monai.dicom import read_image
+    from dcaf_monai.overlay import write_png
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{file.stem}.{kind}.png"
+    number = 1
+    while target.exists() and number:
+        target = folder / f"{file.stem}.{number}.{kind}.png"
+        number += 1
+    write_png(read_image(file), answer.heats[kind], target)
+
+
+@app.command()
+def rank(
+    model: ModelFile,
+    folder: Annotated[Path, typer.Argument(help="Folder of images, searched below.")],
+    by: Annotated[Order, typer.Option(help="What makes a case urgent.")] = Order.entropy,
+    top: Annotated[int, typer.Option(min=1, help="Show so many.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write the whole ranking as CSV.")] = None,
+) -> None:
+    """Order a folder of images for reading, most uncertain first."""
+    if not folder.is_dir():
+        raise ValueError(f"folder: need an existing folder, got {folder}.")
+    from dcaf_monai.image import ImageError
+
+    predictor = _predictor(model)
+    files = _files_in(folder)
+    names = {"entropy": "predictive_entropy"}
+    rows: list[tuple[float, Path, Any]] = []
+    bad = 0
+    with _progress() as bar:
+        task = bar.add_task("rank", total=len(files))
+        answers = predictor.predict_files((None, file, None) for file in files)
+        for file, (_, answer) in zip(files, answers, strict=True):
+            bar.advance(task)
+            if isinstance(answer, ImageError):
+                bad += 1
+                errors.print(f"{file.name}: {answer}", style="red", markup=False, soft_wrap=True)
+                continue
+            value = getattr(answer, names.get(by.value, by.value))
+            rows.append((-value if by is Order.margin else value, file, answer))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    table = Table("rank", "image", by.value, "prediction", "probability")
+    for number, (value, file, answer) in enumerate(rows[:top], 1):
+        table.add_row(str(number), str(file.relative_to(folder)), f"{abs(value):.3f}", answer.label,
+                      f"{answer.probs.max():.3f}")
+    console.print(table)
+    if out:
+        with out.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["rank", "file", by.value, "label", "probability"])
+            for number, (value, file, answer) in enumerate(rows, 1):
+                writer.writerow([number, file.relative_to(folder).as_posix(), abs(value),
+                                 answer.label, float(answer.probs.max())])
+    if not rows:
+        raise ValueError("folder: need at least one readable image, got none.")
+    if bad:
+        errors.print(f"{bad} of {len(files)} files could not be read.", style="yellow")
+
+
+@app.command()
+def serve(
+    studies: Annotated[Path, typer.Option(help="Folder of images, searched below.")],
+    model: Annotated[Path | None, typer.Option(help="Trained model; without one, images, worklist "
+                                                    "and labels still work.")] = None,
+    task: Annotated[str | None, typer.Option(help="Needed without a model: the question asked.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data the model was trained on: retraining "
+                                                   "adds readers' labels to its training split and "
+                                                   "keeps its validation split.")] = None,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default SQLite beside the "
+                                                      "studies.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Readers' tokens, from `dcaf token add`.")] = None,
+    certfile: Annotated[Path | None, typer.Option(help="TLS certificate.")] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="TLS key.")] = None,
+    behind_proxy: Annotated[bool, typer.Option(help="A proxy in front of us does TLS.")] = False,
+    cors: Annotated[list[str] | None, typer.Option(help="Web origin allowed to call; repeatable.")] = None,
+) -> None:
+    """Serve images, predictions, the worklist and readers' labels (MONAI Label API)."""
+    try:
+        from dcaf_monai.server.serve import serve as run
+    except ModuleNotFoundError as error:
+        _fail(f"server: {error.name} is not installed. Say pip install 'dcaf-monai[server]'.", 2)
+    run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
+        token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
+        cors=tuple(cors or ()))
+
+
+@models_app.command("list")
+def models_list(model: ModelFile) -> None:
+    """Every version kept beside a published model, newest first."""
+    from dcaf_monai.publish import history
+
+    table = Table("version", "published", "created", "validation NLL", "mode")
+    for entry in history(model):
+        table.add_row(entry.version, "yes" if entry.published else "", entry.created,
+                      f"{entry.validation_nll:.4f}", entry.mode)
+    console.print(table)
+
+
+@models_app.command("publish")
+def models_publish(model: ModelFile, version: Annotated[str, typer.Argument(metavar="VERSION")]) -> None:
+    """Put a kept version in place, whatever its score."""
+    from dcaf_monai.publish import publish_version
+
+    publish_version(model, version)
+    console.print(f"{model} is now version {version}.", markup=False, soft_wrap=True)
+
+
+@models_app.command("rollback")
+def models_rollback(model: ModelFile) -> None:
+    """Put the version published before the current one back in place."""
+    from dcaf_monai.publish import rollback
+
+    version = rollback(model)
+    console.print(f"{model} is back at version {version}.", markup=False, soft_wrap=True)
+
+
+@token_app.command("add")
+def token_add(
+    token_file: Annotated[Path, typer.Argument(help="Made with mode 0600 if it is not there.")],
+    reader: Annotated[str, typer.Argument(help="The reader's name, as it stands on annotations.")],
+    admin: Annotated[bool, typer.Option("--admin", help="May also train.")] = False,
+) -> None:
+    """Give a reader a token; it is shown once and kept only as a hash."""
+    from dcaf_monai.server.access import new_token
+
+    token = new_token(token_file, reader, "admin" if admin else "reader")
+    console.print(token, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """The whole loop on synthetic films: train, serve, predict, correct, retrain, re-rank, report."""
+    from dcaf_monai.demo import run
+
+    run(folder, seed=seed)
+
+
+def main() -> None:
+    """Entry point: turns the errors a person can cause into one sentence."""
+    from dcaf_monai.image import ImageError
+    from dcaf_monai.model import ModelError
+    from dcaf_monai.weights import WeightsError
+
+    try:
+        app()
+    except (ValueError, ImageError, ModelError, WeightsError) as error:
+        errors.print(f"dcaf: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("dcaf: stopped.", style="yellow")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The command line as a person meets it."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcaf_monai import cli
+from dcaf_monai.model import load_model
+from dcaf_monai.predict import Predictor
+
+SMALL = ["--mode", "full", "--backbones", "test_efficientnet,test_resnet", "--weights", "none",
+         "--size", "64", "--epochs", "2", "--batch-size", "4"]
+
+
+@pytest.fixture
+def dcaf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Call ``dcaf ARGUMENTS``; gives exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dcaf", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_help_names_every_command_and_says_what_the_software_is_not() -> None:
+    said = subprocess.run([sys.executable, "-m", "dcaf_monai.cli", "--help"], capture_output=True, text=True,
+                          check=True).stdout
+    for command in ("sample-data", "train", "predict", "rank", "serve", "models", "token", "demo"):
+        assert command in said
+    assert "not a medical device" in " ".join(said.split())
+
+
+def test_json_is_the_same_document_as_the_predictor_gives(dcaf, tiny_model: Path, films: Path) -> None:
+    film = sorted(films.rglob("*.dcm"))[0]
+    code, out, _ = dcaf("predict", tiny_model, film, "--json")
+    assert code == 0
+    assert json.loads(out) == Predictor(load_model(tiny_model)).predict_file(film).document()
+
+
+def test_a_folder_gives_one_json_document_a_line_and_one_overlay_a_film(dcaf, tiny_model: Path, films: Path,
+                                                                        tmp_path: Path) -> None:
+    folder = films / "normal"
+    count = len(list(folder.glob("*.dcm")))
+    code, out, _ = dcaf("predict", tiny_model, folder, "--json", "--overlay", tmp_path / "maps")
+    assert code == 0
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert len({document["image"]["id"] for document in documents}) == count
+    maps = list((tmp_path / "maps").glob("*.png"))
+    assert len(maps) == count and all(file.read_bytes().startswith(b"\x89PNG") for file in maps)
+
+
+def test_one_bad_image_is_one_sentence_and_exit_code_2(dcaf, tiny_model: Path, films: Path,
+                                                       tmp_path: Path) -> None:
+    bad = tmp_path / "broken.dcm"
+    bad.write_bytes(b"\0" * 200)
+    code, out, err = dcaf("predict", tiny_model, bad, sorted(films.rglob("*.dcm"))[0], "--json")
+    assert code == 2 and len(out.splitlines()) == 1
+    assert "broken.dcm: " in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["predict", "nothing.safetensors", "x.png"], r"model: need .*nothing\.safetensors"),
+    (["train", "--data", "nowhere.csv", "--task", "pneumonia", "--out", "m.safetensors"], r"nowhere\.csv"),
+    (["train", "--data", ".", "--task", "fracture", "--out", "m.safetensors"], "task: need one of"),
+    (["train", "--data", ".", "--task", "oct", "--out", "m", "--backbones", "one"], "--backbones|data"),
+    (["rank", "nothing.safetensors", "nowhere"], "folder: need an existing folder"),
+])
+def test_a_mistake_is_one_clear_sentence_and_exit_code_2(dcaf, arguments: list[str], sentence: str,
+                                                         tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = dcaf(*arguments)
+    assert code == 2
+    assert re.search(sentence, err), err
+    assert "Traceback" not in err
+
+
+def test_rank_writes_the_most_uncertain_first(dcaf, tiny_model: Path, films: Path, tmp_path: Path) -> None:
+    code, _, _ = dcaf("rank", tiny_model, films / "normal", "--by", "mutual_information", "--out",
+                      tmp_path / "ranking.csv")
+    assert code == 0
+    with (tmp_path / "ranking.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    values = [float(row["mutual_information"]) for row in rows]
+    assert values == sorted(values, reverse=True) and len(rows) == len(list((films / "normal").glob("*.dcm")))
+
+
+def test_sample_data_trains_publishes_lists_and_rolls_back(dcaf, tmp_path: Path) -> None:
+    code, out, _ = dcaf("sample-data", tmp_path / "films", "--count", 24, "--seed", 3)
+    assert code == 0 and "labels.csv" in out
+    model = tmp_path / "model.safetensors"
+    table = tmp_path / "films/labels.csv"
+    code, out, err = dcaf("train", "--data", table, "--task", "pneumonia", "--out", model, *SMALL)
+    assert code == 0, err
+    first = load_model(model)
+    assert first.provenance["mode"] == "full" and set(first.operating_points) == {"normal", "pneumonia"}
+    code, out, _ = dcaf("models", "list", model)
+    assert code == 0 and first.version in out
+    code, _, err = dcaf("models", "rollback", model)
+    assert code == 2 and "version" in err
+    code, _, err = dcaf("models", "publish", model, "no-such-version")
+    assert code == 2 and "no-such-version" in err
+
+
+def test_a_token_is_shown_once_and_kept_only_as_a_hash(dcaf, tmp_path: Path) -> None:
+    code, out, _ = dcaf("token", "add", tmp_path / "tokens", "dr_lee")
+    token = out.strip()
+    assert code == 0 and len(token) >= 32
+    kept = (tmp_path / "tokens").read_text()
+    assert token not in kept and "dr_lee" in kept
+    assert (tmp_path / "tokens").stat().st_mode & 0o077 == 0
