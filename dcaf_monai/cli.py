@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dcaf_monai.cli_admin import models_app, serve, token_app
+
 app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode="markdown",
                   help="Uncertainty-aware image classification: what the model sees, how unsure it "
                        "is, where it looked. Research software, not a medical device.")
-models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
-token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
+app.command()(serve)
 
 console = Console()
 errors = Console(stderr=True)
@@ -137,11 +138,13 @@ def train(
     """
     from dcaf_monai.cohort import read_cohort
     from dcaf_monai.tasks import task_named
-    from dcaf_monai.train import TrainError, fit
+    from dcaf_monai.train import TrainError, fit, work_folder
     from dcaf_monai.transforms import Preprocessing
 
     question = task_named(task)
-    cohort = read_cohort(data, question)
+    cohort = read_cohort(data, question, frozen=work_folder(out) / "data-split.csv", seed=seed)
+    for notice in cohort.notices:
+        errors.print(notice.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
     counts = ", ".join(f"{split} {sum(case.split == split for case in cohort.cases)}"
                        for split in ("train", "val", "test"))
     errors.print(f"{question.title}: {counts} images", highlight=False)
@@ -246,6 +249,53 @@ def _write_overlay(folder: Path, file: Path, answer: Any, kind: str) -> None:
 
 
 @app.command()
+def evaluate(
+    model: ModelFile,
+    data: Annotated[Path, typer.Option(help="As for train; the split column says what is tested.")],
+    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+) -> None:
+    """Accuracy, AUROC, AUPR, NLL and ECE on a split, with 95 % intervals over patients."""
+    import numpy as np
+
+    from dcaf_monai.cohort import read_cohort
+    from dcaf_monai.image import ImageError
+    from dcaf_monai.metrics import report
+
+    predictor = _predictor(model)
+    cohort = read_cohort(data, predictor.model.task)
+    cases = cohort.split(split)
+    if not cases:
+        raise ValueError(f"--split: need a split with cases, got {split!r}, which has none.")
+    probs, kept = [], []
+    answers = predictor.predict_files((case.uid, case.path, case.frame) for case in cases)
+    with _progress() as bar:
+        for case, (_, answer) in bar.track(zip(cases, answers, strict=True), total=len(cases),
+                                           description="evaluate"):
+            if isinstance(answer, ImageError):
+                errors.print(f"{case.path.name}: {answer}", style="red", markup=False, soft_wrap=True)
+                continue
+            probs.append(answer.probs)
+            kept.append(case)
+    if not kept:
+        raise ValueError("data: need at least one readable image, got none.")
+    labels = np.array([cohort.task.class_index(case.label) for case in kept])
+    figures = report(np.array(probs), labels, [case.group for case in kept], cohort.task.classes)
+    table = Table("figure", "value", "95 % interval", title=f"{cohort.task.title}: {split}, "
+                  f"{figures['cases']} images, {figures['patients']} patients or groups")
+    for name in ("auroc", "aupr", "accuracy", "nll", "ece"):
+        value = figures[name]
+        interval = "" if value["low"] is None else f"{value['low']:.3f} to {value['high']:.3f}"
+        table.add_row(name, "" if value["value"] is None else f"{value['value']:.3f}", interval)
+    console.print(table)
+    if out:
+        document = {"model": predictor.model.version, "split": split, **figures}
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if len(kept) < len(cases):
+        _fail(f"{len(cases) - len(kept)} of {len(cases)} images could not be read.", 2)
+
+
+@app.command()
 def rank(
     model: ModelFile,
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched below.")],
@@ -291,78 +341,6 @@ def rank(
         raise ValueError("folder: need at least one readable image, got none.")
     if bad:
         errors.print(f"{bad} of {len(files)} files could not be read.", style="yellow")
-
-
-@app.command()
-def serve(
-    studies: Annotated[Path, typer.Option(help="Folder of images, searched below.")],
-    model: Annotated[Path | None, typer.Option(help="Trained model; without one, images, worklist "
-                                                    "and labels still work.")] = None,
-    task: Annotated[str | None, typer.Option(help="Needed without a model: the question asked.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The data the model was trained on: retraining "
-                                                   "adds readers' labels to its training split and "
-                                                   "keeps its validation split.")] = None,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default SQLite beside the "
-                                                      "studies.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="Readers' tokens, from `dcaf token add`.")] = None,
-    certfile: Annotated[Path | None, typer.Option(help="TLS certificate.")] = None,
-    keyfile: Annotated[Path | None, typer.Option(help="TLS key.")] = None,
-    behind_proxy: Annotated[bool, typer.Option(help="A proxy in front of us does TLS.")] = False,
-    cors: Annotated[list[str] | None, typer.Option(help="Web origin allowed to call; repeatable.")] = None,
-) -> None:
-    """Serve images, predictions, the worklist and readers' labels (MONAI Label API)."""
-    try:
-        from dcaf_monai.server.serve import serve as run
-    except ModuleNotFoundError as error:
-        _fail(f"server: {error.name} is not installed. Say pip install 'dcaf-monai[server]'.", 2)
-    run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
-        token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
-        cors=tuple(cors or ()))
-
-
-@models_app.command("list")
-def models_list(model: ModelFile) -> None:
-    """Every version kept beside a published model, newest first."""
-    from dcaf_monai.publish import history
-
-    table = Table("version", "published", "created", "validation NLL", "mode")
-    for entry in history(model):
-        table.add_row(entry.version, "yes" if entry.published else "", entry.created,
-                      f"{entry.validation_nll:.4f}", entry.mode)
-    console.print(table)
-
-
-@models_app.command("publish")
-def models_publish(model: ModelFile, version: Annotated[str, typer.Argument(metavar="VERSION")]) -> None:
-    """Put a kept version in place, whatever its score."""
-    from dcaf_monai.publish import publish_version
-
-    publish_version(model, version)
-    console.print(f"{model} is now version {version}.", markup=False, soft_wrap=True)
-
-
-@models_app.command("rollback")
-def models_rollback(model: ModelFile) -> None:
-    """Put the version published before the current one back in place."""
-    from dcaf_monai.publish import rollback
-
-    version = rollback(model)
-    console.print(f"{model} is back at version {version}.", markup=False, soft_wrap=True)
-
-
-@token_app.command("add")
-def token_add(
-    token_file: Annotated[Path, typer.Argument(help="Made with mode 0600 if it is not there.")],
-    reader: Annotated[str, typer.Argument(help="The reader's name, as it stands on annotations.")],
-    admin: Annotated[bool, typer.Option("--admin", help="May also train.")] = False,
-) -> None:
-    """Give a reader a token; it is shown once and kept only as a hash."""
-    from dcaf_monai.server.access import new_token
-
-    token = new_token(token_file, reader, "admin" if admin else "reader")
-    console.print(token, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

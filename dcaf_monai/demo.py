@@ -182,8 +182,9 @@ def _multipart(answer: httpx.Response) -> dict[str, bytes]:
     """The parts of a ``multipart/form-data`` answer, by name."""
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
     message = BytesParser(policy=HTTP).parsebytes(head + answer.content)
-    return {part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-            for part in message.iter_parts()}
+    leaves = [part for part in message.walk() if not part.is_multipart()]
+    return {str(part.get_param("name", header="content-disposition")):
+            bytes(part.get_payload(decode=True) or b"") for part in leaves}
 
 
 def _correct(client: httpx.Client, pool: list[_Film]) -> None:

@@ -1,0 +1,89 @@
+"""``dcaf serve``, ``dcaf models`` and ``dcaf token``: what an administrator does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
+token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
+
+console = Console()
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The published .safetensors file.")]
+
+
+@models_app.command("list")
+def models_list(model: ModelFile) -> None:
+    """Every version kept beside a published model, newest first."""
+    from dcaf_monai.publish import history
+
+    table = Table("version", "published", "created", "validation NLL", "mode")
+    for entry in history(model):
+        table.add_row(entry.version, "yes" if entry.published else "", entry.created,
+                      f"{entry.validation_nll:.4f}", entry.mode)
+    console.print(table)
+
+
+@models_app.command("publish")
+def models_publish(model: ModelFile, version: Annotated[str, typer.Argument(metavar="VERSION")]) -> None:
+    """Put a kept version in place, whatever its score."""
+    from dcaf_monai.publish import publish_version
+
+    publish_version(model, version)
+    console.print(f"{model} is now version {version}.", markup=False, soft_wrap=True)
+
+
+@models_app.command("rollback")
+def models_rollback(model: ModelFile) -> None:
+    """Put the version published before the current one back in place."""
+    from dcaf_monai.publish import rollback
+
+    version = rollback(model)
+    console.print(f"{model} is back at version {version}.", markup=False, soft_wrap=True)
+
+
+@token_app.command("add")
+def token_add(
+    token_file: Annotated[Path, typer.Argument(help="Made with mode 0600 if it is not there.")],
+    reader: Annotated[str, typer.Argument(help="The reader's name, as it stands on annotations.")],
+    admin: Annotated[bool, typer.Option("--admin", help="May also train.")] = False,
+) -> None:
+    """Give a reader a token; it is shown once and kept only as a hash."""
+    from dcaf_monai.server.access import new_token
+
+    token = new_token(token_file, reader, "admin" if admin else "reader")
+    console.print(token, markup=False, highlight=False, soft_wrap=True)
+
+
+def serve(
+    studies: Annotated[Path, typer.Option(help="Folder of images, searched below.")],
+    model: Annotated[Path | None, typer.Option(help="Trained model; without one, images, worklist "
+                                                    "and labels still work.")] = None,
+    task: Annotated[str | None, typer.Option(help="Needed without a model: the question asked.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data the model was trained on: retraining "
+                                                   "adds readers' labels to its training split and "
+                                                   "keeps its validation split.")] = None,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default SQLite beside the "
+                                                      "studies.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Readers' tokens, from `dcaf token add`.")] = None,
+    certfile: Annotated[Path | None, typer.Option(help="TLS certificate.")] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="TLS key.")] = None,
+    behind_proxy: Annotated[bool, typer.Option(help="A proxy in front of us does TLS.")] = False,
+    cors: Annotated[list[str] | None, typer.Option(help="Web origin allowed to call; repeatable.")] = None,
+) -> None:
+    """Serve images, predictions, the worklist and readers' labels (MONAI Label API)."""
+    try:
+        from dcaf_monai.server.serve import serve as run
+    except ModuleNotFoundError as error:
+        raise ValueError(f"server: need the package {error.name}, which is not installed. "
+                         "Say pip install 'dcaf-monai[server]'.") from error
+    run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
+        token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
+        cors=tuple(cors or ()))
