@@ -155,7 +155,7 @@ def train(
                          preprocessing=Preprocessing(size=size),
                          epochs=epochs, batch_size=batch_size, seed=seed, device=device,
                          cache=cache, criterion=criterion.value, target=target,
-                         progress=_bar_updater(bar))
+                         progress=_teller(bar))
     except TrainError as error:
         _fail(str(error), 1)
     console.print(result.verdict.reason, markup=False, soft_wrap=True)
@@ -163,16 +163,24 @@ def train(
         raise typer.Exit(1)
 
 
-def _bar_updater(bar: Progress) -> Callable[..., None]:
-    """A progress callback ``(stage, done, total, note)`` that keeps one bar a stage."""
+def _teller(bar: Progress) -> Callable[..., None]:
+    """A progress callback ``(stage, done, total, note)``: bars on a terminal, lines elsewhere."""
     tasks: dict[str, Any] = {}
+    told: dict[str, tuple[int, str]] = {}
 
-    def update(stage: str, done: int, total: int, note: str = "") -> None:
+    def tell(stage: str, done: int, total: int, note: str = "") -> None:
+        if not errors.is_terminal:
+            news = done * 10 // max(total, 1), note
+            if told.get(stage) != news:
+                told[stage] = news
+                errors.print(f"{stage} {done}/{total} {note}".rstrip(), markup=False, highlight=False,
+                             soft_wrap=True)
+            return
         if stage not in tasks:
             tasks[stage] = bar.add_task(stage, total=total)
         bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".strip())
 
-    return update
+    return tell
 
 
 @app.command()
