@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import httpx
 import psutil
@@ -100,16 +101,24 @@ def test_a_bad_parameter_starts_nothing(client: httpx.Client, params: dict, word
     assert client.get("/train/", params={"check_if_running": True}).status_code == 404
 
 
-@pytest.mark.parametrize("crash", [False, True])
-def test_no_job_outlives_its_server(server: ServerProcess, crash: bool) -> None:
-    with ServerProcess(server.settings) as other, other.client() as client:
+def train_and_end(server: ServerProcess, end: Callable[[], None]) -> None:
+    """Starts a long training, ends the server, and sees that the job is gone too."""
+    with server.client() as client:
         client.post("/train/dcaf", json=SETTINGS | {"epochs": 500}).raise_for_status()
-        other._wait(lambda: client.get("/dcaf/training").json().get("stage"))
-        children = other.children()
-        assert children
-        if crash:
-            other.kill()
-        else:
-            assert other.stop() == 0
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive
+        server._wait(lambda: client.get("/dcaf/training").json().get("stage"))
+    jobs = server.children()
+    assert jobs
+    end()
+    _, alive = psutil.wait_procs(jobs, timeout=10)
+    assert not alive
+
+
+def test_no_job_outlives_a_server_that_crashed(server: ServerProcess) -> None:
+    with ServerProcess(server.settings) as other:
+        train_and_end(other, other.kill)
+
+
+def test_no_job_outlives_a_server_that_was_stopped(server: ServerProcess) -> None:
+    """The last test of this module: it stops the module's own server."""
+    train_and_end(server, server.stop)
+    assert server.process.returncode == 0

@@ -70,10 +70,10 @@ class Training(TrainTask):
             told = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {"state": "idle", "message": "No training was started."}
-        job = tasks("train")[-1]["status"] if tasks("train") else "STOPPED"
-        if told["state"] in ("running", "ranking") and job not in ("SUBMITTED", "RUNNING"):
-            ended = "failed" if job == "ERROR" else "stopped"
-            return {**told, "state": ended, "message": f"Training {ended} during: {told['message']}"}
+        job = tasks("train")[-1] if tasks("train") else {"status": "STOPPED"}
+        if told["state"] in ("running", "ranking") and job["status"] not in ("SUBMITTED", "RUNNING"):
+            ended = "failed" if job["status"] == "ERROR" else "stopped"
+            told |= {"state": ended, "message": f"Training {ended} during: {told['message']}"}
         return told
 
     def announce(self, state: str, message: str, **more: Any) -> None:
