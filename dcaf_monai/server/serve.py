@@ -100,10 +100,11 @@ def _check_safe(host: str, token_file: Path | None, certfile: Path | None, keyfi
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket: taken now, so that a port in use is known before anything is loaded."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise ValueError(f"host: need this machine's name or address, got {host!r}.") from error
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # with its protocol named asyncio turns Nagle's delay off: 40 ms less for every answer
+    with socket.socket(family, kind, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
