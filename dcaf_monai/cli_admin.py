@@ -68,6 +68,8 @@ def serve(
     data: Annotated[Path | None, typer.Option(help="The data the model was trained on: retraining "
                                                    "adds readers' labels to its training split and "
                                                    "keeps its validation split.")] = None,
+    cutoffs: Annotated[Path | None, typer.Option(help="A site's own cut-offs for this model "
+                                                      "version.")] = None,
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default SQLite beside the "
@@ -86,4 +88,4 @@ def serve(
                          "Say pip install 'dcaf-monai[server]'.") from error
     run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
         token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
-        cors=tuple(cors or ()))
+        cutoffs=cutoffs, cors=tuple(cors or ()))

@@ -29,10 +29,10 @@ from dcaf_monai.tasks import TASKS
 from dcaf_monai.transforms import Preprocessing
 
 TASK = TASKS["pneumonia"]
+PATHS = ("studies", "model", "token_file", "certfile", "keyfile", "data", "cutoffs")
 RUN = "import json, sys; from pathlib import Path; from dcaf_monai.server.serve import serve; " \
       "serve(**json.loads(sys.argv[1], object_hook=lambda d: " \
-      "{k: Path(v) if k in ('studies', 'model', 'token_file', 'certfile', 'keyfile', 'data') and v else v " \
-      "for k, v in d.items()}))"
+      f"{{k: Path(v) if k in {PATHS} and v else v for k, v in d.items()}}))"
 
 
 def tiny_model(path: Path, *, seed: int = 0, name: str = "tiny") -> Model:

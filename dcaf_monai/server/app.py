@@ -38,6 +38,7 @@ SETTINGS = {
     "task": "name of a task or a .toml file; needed until there is a model",
     "data": "class folders or CSV the model was trained on; retraining adds readers' labels to it",
     "database": "SQLAlchemy URL; DCAF_DATABASE in the environment keeps a password out of logs",
+    "cutoffs": "a site's own cut-offs for the model version in place",
     "device": "cpu or cuda; default cuda where there is one",
     "auto_score": "true (default) or false: predict new images without being asked",
 }
@@ -72,7 +73,8 @@ class DcafApp(MONAILabelApp):
                              f"got {', '.join(unknown)}.")
         self._device = conf.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         path = Path(conf["model"]).resolve() if conf.get("model") else None
-        self.model = PublishedModel(path, device=self._device)
+        cutoffs = Path(conf["cutoffs"]).resolve() if conf.get("cutoffs") else None
+        self.model = PublishedModel(path, device=self._device, cutoffs=cutoffs)
         self.task = _task(self.model, conf.get("task"))
         self.database = conf.get("database") or os.environ.get("DCAF_DATABASE") or None
         self._data = Path(conf["data"]).resolve() if conf.get("data") else None

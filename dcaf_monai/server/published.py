@@ -6,7 +6,8 @@ import logging
 import threading
 from pathlib import Path
 
-from dcaf_monai.model import ModelError, load_model
+from dcaf_monai.calibration import load_overrides
+from dcaf_monai.model import Model, ModelError, load_model
 from dcaf_monai.predict import Predictor
 
 logger = logging.getLogger(__name__)
@@ -18,10 +19,13 @@ class PublishedModel:
     Args:
         path: The published file; it need not exist yet. None for a server that never has one.
         device: Where the network runs.
+        cutoffs: A site's own cut-offs, for one version of the model; after another one is published
+            the model's own hold, and the log says so.
     """
 
-    def __init__(self, path: Path | None, *, device: str = "cpu") -> None:
+    def __init__(self, path: Path | None, *, device: str = "cpu", cutoffs: Path | None = None) -> None:
         self.path = path
+        self._cutoffs = cutoffs
         self._device = device
         self._stamp: tuple[int, ...] = ()
         self._predictor: Predictor | None = None
@@ -59,9 +63,19 @@ class PublishedModel:
             raise ModelError("model: need a trained model, got none yet. Train one first.")
         stamp = self._stamp_now()
         try:
-            self._predictor = Predictor(load_model(self.path), device=self._device)
+            model = load_model(self.path)
+            self._predictor = Predictor(model, device=self._device, cutoffs=self._own_cutoffs(model))
         finally:
             self._stamp = stamp  # a bad file is tried once, not at every request
+
+    def _own_cutoffs(self, model: Model) -> dict[str, float]:
+        if self._cutoffs is None:
+            return {}
+        try:
+            return load_overrides(self._cutoffs, model.version, model.task.classes)
+        except ValueError as error:
+            logger.error("The site's cut-offs are not used, the model's own are: %s", error)
+            return {}
 
     def _stamp_now(self) -> tuple[int, ...]:
         try:

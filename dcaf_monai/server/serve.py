@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
+from dcaf_monai.calibration import load_overrides
 from dcaf_monai.model import load_model
 from dcaf_monai.server.access import Tokens, is_loopback, redact_logs
 from dcaf_monai.tasks import task_named
@@ -25,7 +26,8 @@ APP = "from dcaf_monai.server.app import DcafApp\n"
 def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: int = 8000,
           database: str | None = None, token_file: Path | None = None, certfile: Path | None = None,
           keyfile: Path | None = None, behind_proxy: bool = False, task: str | None = None,
-          data: Path | None = None, cors: tuple[str, ...] = (), auto_score: bool = True) -> None:
+          data: Path | None = None, cutoffs: Path | None = None, cors: tuple[str, ...] = (),
+          auto_score: bool = True) -> None:
     """Serves until SIGTERM or Ctrl-C; one process, as every request has a thread of its own.
 
     Args:
@@ -40,6 +42,7 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
         behind_proxy: A proxy in front ends TLS.
         task: The question, while there is no model: a name or a ``.toml`` file.
         data: What the model was trained on; retraining adds the readers' labels to it.
+        cutoffs: A site's own cut-offs, for the version of the model in place.
         cors: Web origins whose pages may call.
         auto_score: Predict new images without being asked.
 
@@ -50,14 +53,17 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
     _check_folder(studies)
     _check_safe(host, token_file, certfile, keyfile, behind_proxy)
     if model is not None and model.exists():
-        load_model(model)
+        standing = load_model(model)
+        if cutoffs is not None:
+            load_overrides(cutoffs, standing.version, standing.task.classes)
     elif task is None:
         raise ValueError("model: need a model file, or --task to label before there is one, got neither.")
     if task is not None:
         task_named(task)
     conf = {"model": _absolute(model), "task": _absolute(task) if str(task).endswith(".toml") else task,
-            "data": _absolute(data), "token_file": _absolute(token_file), "cors": ",".join(cors),
-            "behind_proxy": "true" if behind_proxy else "", "auto_score": str(auto_score).lower()}
+            "data": _absolute(data), "cutoffs": _absolute(cutoffs), "token_file": _absolute(token_file),
+            "cors": ",".join(cors), "behind_proxy": "true" if behind_proxy else "",
+            "auto_score": str(auto_score).lower()}
     with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="dcaf-server-") as private:
         _set_environment(Path(private), studies, {name: text for name, text in conf.items() if text},
                          listener.getsockname()[1], database)

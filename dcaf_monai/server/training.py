@@ -21,7 +21,7 @@ from dcaf_monai.model import ModelError, load_model
 from dcaf_monai.server.published import PublishedModel
 from dcaf_monai.server.store import Store, StoreError
 from dcaf_monai.tasks import Task
-from dcaf_monai.train import TrainError, fit
+from dcaf_monai.train import TrainError, fit, work_folder
 from dcaf_monai.weights import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ class Training(TrainTask):
         self.announce("running", f"Reading {len(labels)} labels")
         base = None
         if self._data:
-            base = read_cohort(self._data, self._task, frozen=self._folder / "data-split.csv")
+            # the split that `dcaf train` drew, so that no case it learnt from judges here
+            base = read_cohort(self._data, self._task, frozen=work_folder(self._out()) / "data-split.csv")
         return cohort_from_labels(labels, self._task, base=base, frozen=self._folder / "split.csv")
 
     def _out(self) -> Path:
