@@ -78,6 +78,11 @@ class Recipe(BaseModel):
     patience: int = Field(default=8, ge=1)
 
 
+FROM_SCRATCH = Recipe(learning_rate=3e-3, trunk_learning_rate=3e-3, patience=20)
+"""For a network of which nothing is pretrained: there is nothing to protect, and the validation NLL
+stays at that of a coin for many epochs before it falls."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a finished loop leaves: the best running average, and how it went.

@@ -40,7 +40,7 @@ from dcaf_monai.batches import FusionAndHead, OnFeatures, OnInputs
 from dcaf_monai.calibration import Criterion, fit_operating_points, fit_temperature
 from dcaf_monai.checkpoint import TrainError
 from dcaf_monai.cohort import Case, Cohort
-from dcaf_monai.engine import Loop, Notify, Outcome, Recipe, TrainStopped, process_place
+from dcaf_monai.engine import FROM_SCRATCH, Loop, Notify, Outcome, Recipe, TrainStopped, process_place
 from dcaf_monai.features import CachedFeatures, CacheError, Inputs, feature_cache, input_cache
 from dcaf_monai.model import Model, ModelError, load_model, new_version, weights_sha256
 from dcaf_monai.network import DualCrossAttentionFusion
@@ -99,7 +99,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         weights: Of the trunks: ``"pretrained"``, ``"none"`` or two local files.
         shape: Other fields of `NetworkConfig`, such as width or dropout.
         preprocessing: How an image becomes an input.
-        recipe: How to train.
+        recipe: How to train; by default `Recipe`, or `FROM_SCRATCH` in full mode without any
+            pretrained weights.
         epochs: Overrides the recipe's.
         batch_size: Overrides the recipe's.
         samples: Dropout masks of the model.
@@ -128,7 +129,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
     if samples < 2:
         raise ValueError(f"samples: need at least 2 dropout masks, got {samples}.")
     changes = {"epochs": epochs, "batch_size": batch_size}
-    recipe = Recipe.model_validate((recipe or Recipe()).model_dump() | {
+    scratch = init_from is None and weights == "none" and mode == "full"
+    recipe = Recipe.model_validate((recipe or (FROM_SCRATCH if scratch else Recipe())).model_dump() | {
         key: value for key, value in changes.items() if value is not None})
     joined = _join_processes(device)
     notify = progress if progress and process_place()[0] == 0 else _silent
@@ -138,9 +140,6 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
                    cache or work_folder(out) / "cache", notify)
         network = _start(init_from, cohort, backbones, weights, shape or {}, seed)
         job.read(init_from.preprocessing if init_from else preprocessing or Preprocessing())
-        if init_from is None and weights == "none" and mode == "full":
-            # nothing pretrained to protect: the trunks learn as fast as the rest
-            recipe = job.recipe = recipe.model_copy(update={"trunk_learning_rate": recipe.learning_rate})
         outcome = job.train(network, resume=resume, stop=stop)
         model = job.calibrate(network, outcome, samples=samples, criterion=criterion, target=target,
                               origin=_origin(weights, init_from), started=started)

@@ -26,7 +26,7 @@ TASK = TASKS["pneumonia"]
 SETTINGS = {"backbones": ("test_efficientnet", "test_resnet"), "weights": "none",
             "shape": {"width": 8, "heads": 2, "fused": 16, "hidden": 12},
             "preprocessing": Preprocessing(size=64), "samples": 5, "batch_size": 8,
-            "recipe": Recipe(learning_rate=3e-3)}
+            "recipe": Recipe(learning_rate=3e-3, trunk_learning_rate=3e-3)}
 
 
 def digest(model):
