@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from dcaf_monai import overlay
+from dcaf_monai import heat
 from dcaf_monai.features import Inputs
 from dcaf_monai.image import Geometry, Placement
 from dcaf_monai.network import DualCrossAttentionFusion, Features
@@ -55,9 +55,9 @@ def heat_scales(network: DualCrossAttentionFusion, source: Source, cases: np.nda
         with torch.no_grad():
             explanation = network.explain(source(chosen[start:start + BATCH]))
             classes = network.head(explanation.pooled).argmax(1).tolist()
-        found += overlay.heats(network.head, explanation, classes=classes, places=[place] * len(classes),
-                               kinds=overlay.KINDS)
-    return overlay.fit_scales(found)
+        found += heat.heats(network.head, explanation, classes=classes, places=[place] * len(classes),
+                            kinds=heat.KINDS)
+    return heat.fit_scales(found)
 
 
 def mean_probs(logits: torch.Tensor, temperature: float) -> np.ndarray:
