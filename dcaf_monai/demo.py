@@ -27,10 +27,10 @@ from rich.console import Console
 from dcaf_monai.phantom import write_films
 from dcaf_monai.report import FilmRow, write_report
 
-TRAINING_FILMS, POOL_FILMS, CORRECTIONS = 240, 36, 12
+CORRECTIONS = 12
 READER = "demo-reader"
 SMALL = ("--mode", "full", "--backbones", "test_efficientnet,test_resnet", "--weights", "none",
-         "--width", "32", "--fused", "64", "--size", "128", "--epochs", "25", "--batch-size", "8")
+         "--width", "32", "--fused", "64", "--size", "128", "--batch-size", "8")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -47,60 +47,62 @@ class _Film:
     overlays: list[bytes] = field(default_factory=list)
 
 
-def run(folder: Path, *, seed: int = 0) -> Path:
+def run(folder: Path, *, seed: int = 0, training_films: int = 240, unread_films: int = 36,
+        epochs: int = 25) -> Path:
     """Run the loop and write ``report.html``.
 
     Args:
         folder: Where films, model, server state and report go.
         seed: Seed of films and training.
+        training_films: Films the first model learns from and is judged by.
+        unread_films: Films that wait for a reader.
+        epochs: Epochs of the first training at most.
 
     Returns:
         Path of the report.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model.safetensors"
-    table = _training_films(folder / "training", seed)
-    pool = _pool(folder, seed + 1)
-    _train(model, table, seed)
+    console.print(f"[bold]1[/bold] Write {training_films} synthetic training films and "
+                  f"{unread_films} unread ones")
+    table = _training_films(folder / "training", training_films, seed)
+    pool = _pool(folder, unread_films, seed + 1)
+    _train(model, table, seed, epochs)
     port = _free_port()
     with _server(folder, model, table, port) as client:
         console.print(f"\n[bold]4[/bold] Ask the server about {len(pool)} films")
         _ask(client, pool)
-        console.print(f"[bold]5[/bold] Read the {CORRECTIONS} most uncertain cases")
+        console.print(f"[bold]5[/bold] Read up to {CORRECTIONS} cases, the most uncertain first")
         _correct(client, pool)
         console.print("[bold]6[/bold] Retrain with the reader's labels")
         verdict = _retrain(client)
         console.print(f"  {verdict}", markup=False)
         console.print("[bold]7[/bold] Ask again, with the model now in place")
         _ask(client, pool)
-        agreement = client.get("/dcaf/worklist", params={"limit": 5}).raise_for_status().json()
     report = folder / "report.html"
     write_report(report, [FilmRow(path=film.path, label=film.label, corrected=film.corrected,
                                   before=film.answers[0], after=film.answers[1],
                                   overlay_before=film.overlays[0], overlay_after=film.overlays[1])
                           for film in pool], verdict=verdict)
-    del agreement
     _say_next(folder, model, table, report)
     return report
 
 
-def _training_films(folder: Path, seed: int) -> Path:
-    console.print(f"[bold]1[/bold] Write {TRAINING_FILMS} synthetic training films and "
-                  f"{POOL_FILMS} unread ones")
+def _training_films(folder: Path, count: int, seed: int) -> Path:
     table = folder / "labels.csv"
     if not table.exists():
-        write_films(folder, TRAINING_FILMS, seed=seed)
+        write_films(folder, count, seed=seed)
     return table
 
 
-def _pool(folder: Path, seed: int) -> list[_Film]:
+def _pool(folder: Path, count: int, seed: int) -> list[_Film]:
     """Unread films, all in one folder, so that nothing but the picture tells their class."""
     films, truth = folder / "films", folder / "truth.csv"
     if not truth.exists():
         fresh = folder / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         films.mkdir(exist_ok=True)
-        write_films(fresh, POOL_FILMS, seed=seed)
+        write_films(fresh, count, seed=seed)
         with (fresh / "labels.csv").open(encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         with truth.with_suffix(".part").open("w", newline="", encoding="utf-8") as stream:
@@ -119,13 +121,14 @@ def _pool(folder: Path, seed: int) -> list[_Film]:
                 for row in csv.DictReader(stream)]
 
 
-def _train(model: Path, table: Path, seed: int) -> None:
+def _train(model: Path, table: Path, seed: int, epochs: int) -> None:
     if model.exists():
         console.print("[bold]2[/bold] The model of an earlier run stands")
         return
     console.print("[bold]2[/bold] Train a small network from its own start (no pretrained weights)")
-    subprocess.run([sys.executable, "-m", "dcaf_monai.cli", "train", "--data", str(table), "--task",
-                    "pneumonia", "--out", str(model), "--seed", str(seed), *SMALL], check=True)
+    settings = ("--task", "pneumonia", "--seed", str(seed), "--epochs", str(epochs), *SMALL)
+    subprocess.run([sys.executable, "-m", "dcaf_monai.cli", "train", "--data", str(table),
+                    "--out", str(model), *settings], check=True)
 
 
 def _free_port() -> int:

@@ -25,7 +25,7 @@ from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRL
 
 SHAPE = (448, 384)
 SPACING_MM = 0.8
-FAINT, PLAIN = (0.05, 0.11), (0.18, 0.32)
+FAINT, PLAIN = (0.10, 0.20), (0.35, 0.60)
 """Lesion contrast, as a share of the film's range: hard films, easy films."""
 
 

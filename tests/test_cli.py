@@ -71,7 +71,7 @@ def test_one_bad_image_is_one_sentence_and_exit_code_2(dcaf, tiny_model: Path, f
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["predict", "nothing.safetensors", "x.png"], r"model: need .*nothing\.safetensors"),
+    (["predict", "nothing.safetensors", "x.png"], r"nothing\.safetensors: cannot read it"),
     (["train", "--data", "nowhere.csv", "--task", "pneumonia", "--out", "m.safetensors"], r"nowhere\.csv"),
     (["train", "--data", ".", "--task", "fracture", "--out", "m.safetensors"], "task: need one of"),
     (["train", "--data", ".", "--task", "oct", "--out", "m", "--backbones", "one"], "--backbones|data"),
