@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
 token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
@@ -22,10 +22,11 @@ def models_list(model: ModelFile) -> None:
     """Every version kept beside a published model, newest first."""
     from dcaf_monai.publish import history
 
-    table = Table("version", "published", "created", "validation NLL", "mode")
+    # a version must be whole to be copied, however narrow the window: it begins with its time
+    table = Table(Column("version", no_wrap=True), "published", "validation NLL", "mode")
     for entry in history(model):
-        table.add_row(entry.version, "yes" if entry.published else "", entry.created,
-                      f"{entry.validation_nll:.4f}", entry.mode)
+        table.add_row(entry.version, "yes" if entry.published else "", f"{entry.validation_nll:.4f}",
+                      entry.mode)
     console.print(table)
 
 

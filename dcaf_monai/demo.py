@@ -30,7 +30,7 @@ from dcaf_monai.report import FilmRow, write_report
 CORRECTIONS = 12
 READER = "demo-reader"
 SMALL = ("--mode", "full", "--backbones", "test_efficientnet,test_resnet", "--weights", "none",
-         "--width", "32", "--fused", "64", "--size", "128", "--batch-size", "8")
+         "--width", "32", "--fused", "64", "--size", "128", "--batch-size", "16")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -48,7 +48,7 @@ class _Film:
 
 
 def run(folder: Path, *, seed: int = 0, training_films: int = 240, unread_films: int = 36,
-        epochs: int = 25) -> Path:
+        epochs: int = 14) -> Path:
     """Run the loop and write ``report.html``.
 
     Args:
