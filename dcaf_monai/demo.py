@@ -48,7 +48,7 @@ class _Film:
 
 
 def run(folder: Path, *, seed: int = 0, training_films: int = 240, unread_films: int = 36,
-        epochs: int = 14) -> Path:
+        epochs: int = 18) -> Path:
     """Run the loop and write ``report.html``.
 
     Args:
