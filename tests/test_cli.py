@@ -108,6 +108,10 @@ def test_sample_data_trains_publishes_lists_and_rolls_back(dcaf, tmp_path: Path)
     assert first.provenance["mode"] == "full" and set(first.operating_points) == {"normal", "pneumonia"}
     code, out, _ = dcaf("models", "list", model)
     assert code == 0 and first.version in out
+    code, out, err = dcaf("evaluate", model, "--data", table, "--out", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert code == 0 and figures["cases"] == 4 and figures["model"] == first.version
+    assert 0 <= figures["auroc"]["value"] <= 1 and f"{figures['nll']['value']:.3f}" in out
     code, _, err = dcaf("models", "rollback", model)
     assert code == 2 and "version" in err
     code, _, err = dcaf("models", "publish", model, "no-such-version")
