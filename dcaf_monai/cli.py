@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -145,8 +145,7 @@ def train(
     cohort = read_cohort(data, question, frozen=work_folder(out) / "data-split.csv", seed=seed)
     for notice in cohort.notices:
         errors.print(notice.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    counts = ", ".join(f"{split} {sum(case.split == split for case in cohort.cases)}"
-                       for split in ("train", "val", "test"))
+    counts = ", ".join(f"{split} {len(cohort.split(split))}" for split in ("train", "val", "test"))
     errors.print(f"{question.title}: {counts} images", highlight=False)
     try:
         with _progress() as bar:
@@ -204,32 +203,22 @@ def predict(
     if not files:
         raise ValueError("image: need at least one file, the folder holds none.")
     table = Table("image", "prediction", "probability", "entropy", "of maximum", "notices")
-    bad = 0
-    from dcaf_monai.image import ImageError
-
-    answers = predictor.predict_files(((None, file, None) for file in files),
-                                      overlays=(kind,) if overlay else ())
-    with _progress() as bar:
-        task = bar.add_task("predict", total=len(files))
-        for file, (_, answer) in zip(files, answers, strict=True):
-            bar.advance(task)
-            if isinstance(answer, ImageError):
-                bad += 1
-                errors.print(f"{file.name}: {answer}", style="red", markup=False, highlight=False,
-                             soft_wrap=True)
-                continue
-            if overlay:
-                _write_overlay(overlay, file, answer, kind)
-            if as_json:
-                sys.stdout.write(json.dumps(answer.document(), allow_nan=False) + "\n")
-            else:
-                table.add_row(file.name, answer.label, f"{answer.probs.max():.3f}",
-                              f"{answer.predictive_entropy:.3f}", f"{answer.normalized_entropy:.0%}",
-                              ", ".join(notice.code for notice in answer.notices))
+    read = 0
+    for (_, file, _), answer in _answered(predictor, [(None, file, None) for file in files], "predict",
+                                          overlays=(kind,) if overlay else ()):
+        read += 1
+        if overlay:
+            _write_overlay(overlay, file, answer, kind)
+        if as_json:
+            sys.stdout.write(json.dumps(answer.document(), allow_nan=False) + "\n")
+        else:
+            table.add_row(file.name, answer.label, f"{answer.probs.max():.3f}",
+                          f"{answer.predictive_entropy:.3f}", f"{answer.normalized_entropy:.0%}",
+                          ", ".join(notice.code for notice in answer.notices))
     if not as_json and table.row_count:
         console.print(table)
-    if bad:
-        _fail(f"{bad} of {len(files)} images could not be read.", 2)
+    if read < len(files):
+        _fail(f"{len(files) - read} of {len(files)} images could not be read.", 2)
 
 
 def _predictor(model: Path, cutoffs: Path | None = None) -> Any:
@@ -242,6 +231,22 @@ def _predictor(model: Path, cutoffs: Path | None = None) -> Any:
     return Predictor(loaded, cutoffs=own)
 
 
+def _answered(predictor: Any, files: Sequence[tuple[str | None, Path, int | None]], what: str, *,
+              overlays: Sequence[str] = ()) -> Iterator[tuple[tuple[str | None, Path, int | None], Any]]:
+    """``(file, prediction)`` of each readable file, with progress; says what is wrong with the others."""
+    from dcaf_monai.image import ImageError
+
+    answers = predictor.predict_files(files, overlays=overlays)
+    with _progress() as bar:
+        for file, (_, answer) in bar.track(zip(files, answers, strict=True), total=len(files),
+                                           description=what):
+            if isinstance(answer, ImageError):
+                errors.print(f"{file[1].name}: {answer}", style="red", markup=False, highlight=False,
+                             soft_wrap=True)
+            else:
+                yield file, answer
+
+
 def _write_overlay(folder: Path, file: Path, answer: Any, kind: str) -> None:
     """One blended PNG, named after the file and never after anything in its header."""
     from dcaf_monai.dicom import read_image
@@ -250,7 +255,7 @@ def _write_overlay(folder: Path, file: Path, answer: Any, kind: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{file.stem}.{kind}.png"
     number = 1
-    while target.exists() and number:
+    while target.exists():
         target = folder / f"{file.stem}.{number}.{kind}.png"
         number += 1
     write_png(read_image(file), answer.heats[kind], target)
@@ -267,7 +272,6 @@ def evaluate(
     import numpy as np
 
     from dcaf_monai.cohort import read_cohort
-    from dcaf_monai.image import ImageError
     from dcaf_monai.metrics import report
 
     predictor = _predictor(model)
@@ -275,16 +279,12 @@ def evaluate(
     cases = cohort.split(split)
     if not cases:
         raise ValueError(f"--split: need a split with cases, got {split!r}, which has none.")
+    at: dict[tuple[str | None, Path, int | None], Any] = {
+        (case.uid, case.path, case.frame): case for case in cases}
     probs, kept = [], []
-    answers = predictor.predict_files((case.uid, case.path, case.frame) for case in cases)
-    with _progress() as bar:
-        for case, (_, answer) in bar.track(zip(cases, answers, strict=True), total=len(cases),
-                                           description="evaluate"):
-            if isinstance(answer, ImageError):
-                errors.print(f"{case.path.name}: {answer}", style="red", markup=False, soft_wrap=True)
-                continue
-            probs.append(answer.probs)
-            kept.append(case)
+    for file, answer in _answered(predictor, list(at), "evaluate"):
+        probs.append(answer.probs)
+        kept.append(at[file])
     if not kept:
         raise ValueError("data: need at least one readable image, got none.")
     labels = np.array([cohort.task.class_index(case.label) for case in kept])
@@ -314,24 +314,13 @@ def rank(
     """Order a folder of images for reading, most uncertain first."""
     if not folder.is_dir():
         raise ValueError(f"folder: need an existing folder, got {folder}.")
-    from dcaf_monai.image import ImageError
-
     predictor = _predictor(model)
     files = _files_in(folder)
     names = {"entropy": "predictive_entropy"}
     rows: list[tuple[float, Path, Any]] = []
-    bad = 0
-    with _progress() as bar:
-        task = bar.add_task("rank", total=len(files))
-        answers = predictor.predict_files((None, file, None) for file in files)
-        for file, (_, answer) in zip(files, answers, strict=True):
-            bar.advance(task)
-            if isinstance(answer, ImageError):
-                bad += 1
-                errors.print(f"{file.name}: {answer}", style="red", markup=False, soft_wrap=True)
-                continue
-            value = getattr(answer, names.get(by.value, by.value))
-            rows.append((-value if by is Order.margin else value, file, answer))
+    for (_, file, _), answer in _answered(predictor, [(None, file, None) for file in files], "rank"):
+        value = getattr(answer, names.get(by.value, by.value))
+        rows.append((-value if by is Order.margin else value, file, answer))
     rows.sort(key=lambda row: (-row[0], row[1]))
     table = Table("rank", "image", by.value, "prediction", "probability")
     for number, (value, file, answer) in enumerate(rows[:top], 1):
@@ -347,8 +336,8 @@ def rank(
                                  answer.label, float(answer.probs.max())])
     if not rows:
         raise ValueError("folder: need at least one readable image, got none.")
-    if bad:
-        errors.print(f"{bad} of {len(files)} files could not be read.", style="yellow")
+    if len(rows) < len(files):
+        errors.print(f"{len(files) - len(rows)} of {len(files)} files could not be read.", style="yellow")
 
 
 @app.command()

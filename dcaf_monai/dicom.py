@@ -98,6 +98,16 @@ def frame_count(path: str | Path) -> int:
     return _frames_of(read_header(path, last=0x00280008))
 
 
+def uid_and_frames(path: str | Path) -> tuple[str, int]:
+    """Both of the above from one look at the header.
+
+    Raises:
+        ImageError: As `sop_instance_uid` and `frame_count`.
+    """
+    header = read_header(path, last=0x00280008)
+    return _uid_of(header), _frames_of(header)
+
+
 def read_header(path: str | Path, *, last: int = 0x7FDFFFFF) -> Dataset:
     """The attributes of a DICOM file up to the tag ``last``; by default all but the pixels.
 

@@ -9,6 +9,7 @@ one: a faint map stays faint.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 
@@ -21,8 +22,8 @@ import PIL.ImageDraw
 from dcaf_monai.heat import KINDS, SCALES, Heat, fit_scales, heats
 from dcaf_monai.image import Geometry, Image
 
-__all__ = ["COLOURS", "KINDS", "SCALES", "Heat", "blend", "fit_scales", "heats", "on_image", "write_nifti",
-           "write_nrrd", "write_png"]
+__all__ = ["COLOURS", "KINDS", "SCALES", "Heat", "blend", "fit_scales", "grey_png", "heats", "on_image",
+           "write_nifti", "write_nrrd", "write_png"]
 
 HUE_DEGREES = 65.0  # amber: stands out from grey for red-green and for blue-yellow blindness
 LIGHTNESS = (30.0, 90.0)
@@ -46,12 +47,25 @@ def blend(image: Image, heat: Heat, *, opacity: float = 0.6, threshold: float = 
     """
     if not 0 <= opacity <= 1 or not 0 <= threshold < 1:
         raise ValueError(f"opacity, threshold: need 0 to 1, threshold below 1, got {opacity}, {threshold}.")
-    low, high = np.percentile(image.pixels, (0.5, 99.5))
-    grey = np.clip((image.pixels - low) / max(high - low, 1e-12), 0, 1)[..., None] * 255
+    grey = _windowed(image)[..., None] * 255
     share = np.clip(on_image(heat, image) / heat.scale, 0, 1)
     colour = COLOURS[np.rint(share * 255).astype(np.uint8)]
     alpha = opacity * np.clip((share - threshold) / (1 - threshold), 0, 1)[..., None]
     return np.rint(grey * (1 - alpha) + colour * alpha).astype(np.uint8)
+
+
+def grey_png(image: Image, *, max_side: int) -> bytes:
+    """The image alone as an 8-bit grey PNG, windowed as in `blend`, its longer side ``max_side`` at most."""
+    picture = PIL.Image.fromarray((_windowed(image) * 255).astype(np.uint8))
+    picture.thumbnail((max_side, max_side))
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _windowed(image: Image) -> np.ndarray:
+    low, high = np.percentile(image.pixels, (0.5, 99.5))
+    return np.clip((image.pixels - low) / max(high - low, 1e-12), 0, 1)
 
 
 def on_image(heat: Heat, image: Image) -> np.ndarray:

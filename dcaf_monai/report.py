@@ -11,9 +11,9 @@ from pathlib import Path
 import jinja2
 import matplotlib
 import numpy as np
-from PIL import Image as Picture
 
 from dcaf_monai.dicom import read_image
+from dcaf_monai.overlay import grey_png
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure  # noqa: E402  (the backend must be chosen first)
@@ -110,8 +110,8 @@ def write_report(path: Path, rows: Sequence[FilmRow], *, verdict: str) -> None:
         ceiling=float(np.log(len(rows[0].before["label_names"]))),
         samples=rows[0].before["uncertainty"]["samples"],
         rows=[{"name": row.path.name, "label": row.label, "corrected": row.corrected,
-               "film": _data_url(_film(row.path)), "overlay_before": _data_url(row.overlay_before),
-               "overlay_after": _data_url(row.overlay_after),
+               "film": _data_url(grey_png(read_image(row.path), max_side=400)),
+               "overlay_before": _data_url(row.overlay_before), "overlay_after": _data_url(row.overlay_after),
                "sides": [_side("before", BEFORE, row.before), _side("after", AFTER, row.after)]}
               for row in ordered])
     partial = path.with_suffix(".part")
@@ -133,18 +133,6 @@ def _side(title: str, colour: str, document: dict) -> dict:
             "normalized": uncertainty["normalized_entropy"], "warnings": document["warnings"],
             "bars": [(item["label"], item["score"], uncertainty["std"][item["label"]])
                      for item in document["prediction"]]}
-
-
-def _film(path: Path) -> bytes:
-    """The film as an 8-bit PNG, darkest to brightest, at most 400 rows high."""
-    pixels = read_image(path).pixels
-    low, high = np.percentile(pixels, (0.5, 99.5))
-    grey = np.clip((pixels - low) / max(high - low, 1e-6), 0, 1)
-    picture = Picture.fromarray((grey * 255).astype(np.uint8))
-    picture.thumbnail((400, 400))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _figure(rows: Sequence[FilmRow]) -> bytes:

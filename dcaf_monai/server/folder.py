@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcaf_monai.dicom import frame_count, sop_instance_uid
-from dcaf_monai.image import ImageError
+from dcaf_monai.dicom import uid_and_frames
 
 DICOM = (".dcm", ".dicom")
 OTHER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
@@ -95,10 +94,7 @@ def images_in(root: Path, path: str) -> list[tuple[str, int | None]]:
     """
     if path.lower().endswith(OTHER):
         return [(path, None)]
-    uid = sop_instance_uid(root / path)
-    frames = frame_count(root / path)
-    if frames < 1:
-        raise ImageError("no_pixels", "image: need at least one frame, got none. Leave this file out.")
+    uid, frames = uid_and_frames(root / path)
     return [(uid, None)] if frames == 1 else [(f"{uid}:{n}", n) for n in range(1, frames + 1)]
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import BytesIO
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import PIL.Image
 from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +14,7 @@ from dcaf_monai.server import compat  # noqa: F401  (before monailabel)
 from monailabel.interfaces.utils.app import app_instance
 
 from dcaf_monai.dicom import read_image
+from dcaf_monai.overlay import grey_png
 from dcaf_monai.server.access import Reader, current_reader
 from dcaf_monai.server.store import Store
 from dcaf_monai.server.worklist import CaseTaken
@@ -123,13 +121,7 @@ def picture(image: ImageId, max_side: Annotated[int, Query(ge=16, le=8192)] = 10
     """The image as an 8-bit grey PNG, its longer side ``max_side`` pixels at most."""
     path, frame = _store().location(image)
     read = read_image(path, uid=image, frame=frame, max_side=max_side)
-    low, high = np.percentile(read.pixels, (0.5, 99.5))
-    grey = np.clip((read.pixels - low) / max(high - low, 1e-6), 0, 1) * 255
-    picture = PIL.Image.fromarray(grey.astype(np.uint8))
-    picture.thumbnail((max_side, max_side))
-    stream = BytesIO()
-    picture.save(stream, format="PNG")
-    return Response(stream.getvalue(), media_type="image/png")
+    return Response(grey_png(read, max_side=max_side), media_type="image/png")
 
 
 @router.get("/export")
