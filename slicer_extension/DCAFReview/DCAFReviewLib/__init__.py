@@ -1,0 +1,1 @@
+"""What DCAF Review is made of, one direction only: client <- courier <- session <- widget -> logic."""
