@@ -30,6 +30,8 @@ from dcaf_monai.image import ImageError
 
 MAX_SAMPLES = 50_000_000
 """Largest picture that is decoded at all: rows x columns x samples."""
+MIN_SIDE = 64
+"""Smallest number of rows and of columns of a picture that is read."""
 _START_S = 60.0
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 _DAMAGED = "The file is damaged; ask its source for an uncompressed copy."

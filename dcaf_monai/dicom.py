@@ -1,5 +1,7 @@
 """`read_image`: any supported file to an `Image`; DICOM here, other formats through `raster`.
 
+`read_display` gives the same picture to a viewer: all of its values, windowed by nobody yet.
+
 The policy: size, preamble and transfer syntax before parsing; SOP class and sizes before decoding;
 compressed pixels in the worker of `decode`; uncompressed ones as a view of the file. Whatever is
 wrong with a file is an `ImageError` with a stable code whose text holds nothing from the header.
@@ -12,22 +14,21 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom import Dataset, FileDataset, uid
-from pydicom.encaps import get_frame
+from pydicom import Dataset, FileDataset
 from pydicom.filereader import _read_file_meta_info, read_dataset
-from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag
 
-from dcaf_monai.decode import MAX_SAMPLES, decoder, jpeg2000_levels
-from dcaf_monai.grey import colour_to_grey, stored_to_grey
-from dcaf_monai.image import Geometry, Image, ImageError, Notice
-from dcaf_monai.raster import MIN_SIDE, read_raster
+from dcaf_monai.frames import check_pixel_module, frame_pixels
+from dcaf_monai.grey import colour_to_grey, percentile_window, stored_to_grey, stored_to_values
+from dcaf_monai.image import Display, Geometry, Image, ImageError, Notice, patient_orientation
+from dcaf_monai.raster import raster_display, read_raster
 
 MAX_BYTES = 256 << 20
 MAX_ELEMENTS = 100_000
@@ -60,14 +61,28 @@ def read_image(path: str | Path, *, uid: str | None = None, frame: int | None = 
     path = Path(path)
     data = _read_bytes(path)
     sha256 = hashlib.sha256(data).hexdigest()
-    try:
+    with _damage_told():
         if data[128:132] == b"DICM":
             return _dicom_to_image(data, sha256, uid, frame, max_side)
         return read_raster(data, uid=uid or path.name, frame=frame, sha256=sha256)
-    except ImageError:
-        raise
-    except Exception as error:  # pydicom and nibabel raise anything on damaged files: translated here, once
-        raise _damaged(error) from None
+
+
+def read_display(path: str | Path, *, uid: str | None = None, frame: int | None = None) -> Display:
+    """The picture of `read_image` at full resolution before any window, and the window to begin with.
+
+    An image of one value is given: a person may want to see that it is one.
+
+    Args:
+        path, uid, frame: As for `read_image`.
+
+    Raises:
+        ImageError: Whatever is wrong with the file; see ``code``.
+    """
+    data = _read_bytes(Path(path))
+    with _damage_told():
+        if data[128:132] == b"DICM":
+            return _dicom_to_display(data, uid, frame)
+        return raster_display(data, frame=frame)
 
 
 def read_many(paths: Iterable[str | Path], *, max_side: int | None = None,
@@ -122,13 +137,10 @@ def read_header(path: str | Path, *, last: int = 0x7FDFFFFF) -> Dataset:
             if file.read(132)[128:] != b"DICM":
                 raise ImageError("not_dicom", "File: need DICOM with its preamble, got something else. "
                                  "Export it again.")
-            return _parse(file, last)
+            with _damage_told():
+                return _parse(file, last)
     except OSError as error:
         raise _unreadable(error) from None
-    except ImageError:
-        raise
-    except Exception as error:  # as in read_image
-        raise _damaged(error) from None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -148,9 +160,16 @@ def _unreadable(error: OSError) -> ImageError:
     return ImageError("unreadable", f"File: need a readable file, got {error.strerror}.")
 
 
-def _damaged(error: Exception) -> ImageError:
-    return ImageError("damaged", f"File: need a readable image, got one that cannot be parsed "
-                      f"({type(error).__name__}). Ask its source for another copy.")
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """pydicom and nibabel raise anything on damaged files: translated here, once."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError("damaged", f"File: need a readable image, got one that cannot be parsed "
+                         f"({type(error).__name__}). Ask its source for another copy.") from None
 
 
 def _parse(file: BinaryIO, last: int | None = None) -> FileDataset:
@@ -208,8 +227,39 @@ def _frames_of(header: Dataset) -> int:
     return frames
 
 
-def _dicom_to_image(data: bytes, sha256: str, name: str | None, frame: int | None,
+def _dicom_to_image(data: bytes, sha256: str, uid: str | None, frame: int | None,
                     max_side: int | None) -> Image:
+    header, number, frames = _checked(data, uid, frame)
+    pixels, notices = frame_pixels(header, number - 1, frames, max_side)
+    if pixels.ndim == 3:
+        grey = _colourless(pixels)
+        if grey.min() == grey.max():
+            raise ImageError("constant", "Pixels: need different values, got a picture of one value.")
+    else:
+        grey, more = stored_to_grey(pixels, header)
+        notices += more
+    notices += _header_notices(header, data)
+    geometry = _geometry(header, number - 1)
+    for keyword in ("PixelData", "IconImageSequence"):
+        if keyword in header:
+            del header[keyword]
+    name = _uid_of(header)
+    return Image(f"{name}:{number}" if frames > 1 else name, grey, geometry, header, notices, sha256)
+
+
+def _dicom_to_display(data: bytes, uid: str | None, frame: int | None) -> Display:
+    header, number, frames = _checked(data, uid, frame)
+    pixels, _ = frame_pixels(header, number - 1, frames, None)
+    if pixels.ndim == 3:
+        values, window = np.rint(_colourless(pixels)).astype(pixels.dtype), None
+    else:
+        values, window = stored_to_values(pixels, header)
+    return Display(values, _geometry(header, number - 1), window or percentile_window(values),
+                   "dicom" if window else "percentiles", patient_orientation(header))
+
+
+def _checked(data: bytes, uid: str | None, frame: int | None) -> tuple[FileDataset, int, int]:
+    """The parsed file, the frame asked for (from 1) and how many there are, before anything is decoded."""
     header = _parse(BytesIO(data))
     if header.get("SOPClassUID") not in SOP_CLASSES:
         raise ImageError("sop_class", "Kind of image: need a CR, DX, secondary capture, ophthalmic "
@@ -217,8 +267,8 @@ def _dicom_to_image(data: bytes, sha256: str, name: str | None, frame: int | Non
     if "PixelData" not in header:
         raise ImageError("no_pixels", "File: need pixel data, got none.")
     found, frames = _uid_of(header), _frames_of(header)
-    if name is not None and name != found:
-        stem, _, number = name.partition(":")
+    if uid is not None and uid != found:
+        stem, _, number = uid.partition(":")
         if stem != found or not number.isdecimal() or frame not in (None, int(number)):
             raise ImageError("wrong_uid", "SOP Instance UID: need the one asked for, got another in this "
                              "file.")
@@ -228,107 +278,15 @@ def _dicom_to_image(data: bytes, sha256: str, name: str | None, frame: int | Non
                          "uid:frame, from 1.")
     if frame is not None and not 1 <= frame <= frames:
         raise ImageError("no_such_frame", f"Frame: need 1 to {frames}, got {frame}. Name another.")
-    _check_pixel_module(header)
-    pixels, notices = _pixels(header, (frame or 1) - 1, frames, max_side)
-    if pixels.ndim == 3:
-        grey, colourfulness = colour_to_grey(pixels)
-        if colourfulness > COLOUR_LIMIT:
-            raise ImageError("colour", "Image: need grey pixels, got a colour picture. This is not a film.")
-        if grey.min() == grey.max():
-            raise ImageError("constant", "Pixels: need different values, got a picture of one value.")
-    else:
-        grey, more = stored_to_grey(pixels, header)
-        notices += more
-    notices += _header_notices(header, data)
-    geometry = _geometry(header, (frame or 1) - 1)
-    for keyword in ("PixelData", "IconImageSequence"):
-        if keyword in header:
-            del header[keyword]
-    return Image(f"{found}:{frame}" if frames > 1 else found, grey, geometry, header, notices, sha256)
+    check_pixel_module(header)
+    return header, frame or 1, frames
 
 
-def _check_pixel_module(header: Dataset) -> None:
-    """Refuses, before anything is decoded, what C.7.6.3 does not allow or this library does not read."""
-    values = [header.get(key) for key in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
-                                          "SamplesPerPixel", "PixelRepresentation")]
-    if not all(type(value) is int for value in values):
-        raise ImageError("bad_header", "Image pixel module: need whole numbers, got something else. The "
-                         "file is damaged.")
-    rows, columns, allocated, bits, high, samples, signed = values
-    if min(rows, columns) < MIN_SIDE:
-        raise ImageError("too_small", f"Image: need at least {MIN_SIDE} rows and columns, got {rows} x "
-                         f"{columns}.")
-    if rows * columns * samples > MAX_SAMPLES:
-        raise ImageError("too_large", f"Image: need at most {MAX_SAMPLES} samples, got {rows} x {columns}.")
-    if allocated not in (8, 16) or not 1 <= bits <= allocated or high != bits - 1 or signed not in (0, 1):
-        raise ImageError("bits", f"Pixels: need 8 or 16 bits allocated with the high bit on top of the "
-                         f"stored ones, got {allocated}, {bits}, {high}.")
-    allowed = {1: ("MONOCHROME1", "MONOCHROME2"),
-               3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")}.get(samples, ())
-    if header.get("PhotometricInterpretation") not in allowed:
-        raise ImageError("photometric", "Photometric Interpretation: need MONOCHROME1 or 2, RGB or YBR with "
-                         "their number of samples, got another.")
-
-
-def _pixels(header: Dataset, index: int, frames: int, max_side: int | None,
-            ) -> tuple[np.ndarray, tuple[Notice, ...]]:
-    """Stored values of one frame: integers ``(rows, columns)`` without unused bits, or RGB."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        return _encapsulated(header, index, frames, max_side), ()
-    rows, columns, samples, allocated = (
-        header.Rows, header.Columns, header.SamplesPerPixel, header.BitsAllocated)
-    size = rows * columns * samples * allocated // 8
-    if header.PhotometricInterpretation == "YBR_FULL_422":
-        size = size // 3 * 2
-    have = len(header.PixelData)
-    if have < size * frames:
-        raise ImageError("truncated", f"Pixel data: need {size * frames} bytes, got {have}. Export it again.")
-    notices: tuple[Notice, ...] = ()
-    if have > size * frames + 1:
-        notices = (Notice("long_pixel_data", "Pixel data: the file holds more bytes than its size needs; "
-                          "the rest was left out."),)
-    little = header.original_encoding[1]
-    if samples == 1 and (little or allocated == 16):
-        sign = "i" if header.PixelRepresentation else "u"
-        kind = np.dtype(f"{'<' if little else '>'}{sign}{allocated // 8}")
-        stored = np.frombuffer(header.PixelData, kind, rows * columns, size * index).reshape(rows, columns)
-        return _used_bits(stored, header.BitsStored), notices
-    pixels, _ = get_decoder(syntax).as_array(header, index=index)
-    return pixels, notices
-
-
-def _used_bits(stored: np.ndarray, bits: int) -> np.ndarray:
-    """Without what old files keep in the unused high bits (overlays); the sign is extended."""
-    unused = stored.dtype.itemsize * 8 - bits
-    if unused == 0:
-        return stored
-    if stored.dtype.kind == "u":
-        return stored & stored.dtype.type((1 << bits) - 1)
-    return (stored << unused) >> unused
-
-
-def _encapsulated(header: Dataset, index: int, frames: int, max_side: int | None) -> np.ndarray:
-    codestream = get_frame(header.PixelData, index, number_of_frames=frames,
-                           extended_offsets=_extended_offsets(header))
-    syntax = header.file_meta.TransferSyntaxUID
-    reduce = 0
-    if max_side and header.SamplesPerPixel == 1 and syntax in (uid.JPEG2000, uid.JPEG2000Lossless):
-        while (reduce < jpeg2000_levels(codestream)
-               and -(-max(header.Rows, header.Columns) >> (reduce + 1)) >= max_side):
-            reduce += 1
-    pixels = decoder.frame(
-        codestream, syntax=str(syntax), rows=header.Rows, columns=header.Columns,
-        samples=header.SamplesPerPixel, bits_allocated=header.BitsAllocated, bits_stored=header.BitsStored,
-        signed=bool(header.PixelRepresentation), photometric=header.PhotometricInterpretation,
-        planar=header.get("PlanarConfiguration", 0) or 0, reduce=reduce)
-    return _used_bits(pixels, header.BitsStored) if pixels.ndim == 2 else pixels
-
-
-def _extended_offsets(header: Dataset) -> tuple[bytes, bytes] | None:
-    if "ExtendedOffsetTable" in header and "ExtendedOffsetTableLengths" in header:
-        return header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths
-    return None
+def _colourless(pixels: np.ndarray) -> np.ndarray:
+    grey, colourfulness = colour_to_grey(pixels)
+    if colourfulness > COLOUR_LIMIT:
+        raise ImageError("colour", "Image: need grey pixels, got a colour picture. This is not a film.")
+    return grey
 
 
 def _header_notices(header: Dataset, data: bytes) -> tuple[Notice, ...]:

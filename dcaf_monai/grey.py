@@ -32,6 +32,7 @@ def stored_to_grey(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, tup
     """
     padding = _padding(stored, header)
     grey = _modality(stored, header)
+    grey = grey.astype(np.float32, copy=grey is stored)
     grey, notices = _voi(grey, header)
     low, high = float(grey.min()), float(grey.max())
     if not (isfinite(low) and isfinite(high) and low < high):
@@ -47,6 +48,61 @@ def stored_to_grey(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, tup
     return grey, notices
 
 
+def stored_to_values(stored: np.ndarray, header: Dataset,
+                     ) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """A monochrome frame for a viewer that sets its own window: everything above but the VOI.
+
+    Args:
+        stored: Integers ``(rows, columns)`` without unused bits.
+        header: The image's attributes.
+
+    Returns:
+        uint8, int16, uint16 or float32 ``(rows, columns)``, larger is brighter, not to be written to; and
+        the file's first window as ``(centre, width)`` in the same units, turned with the values. None
+        when it has none, an invalid one, or a VOI LUT, which no window can say.
+
+    Raises:
+        ImageError: ``bad_header`` for a rescale that is no number.
+    """
+    values, window = narrow(_modality(stored, header)), _stated_window(header)
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        low, high = values.min(), values.max()
+        values = _turned(values, low, high)
+        window = (float(low) + float(high) - window[0], window[1]) if window else None
+    padding = _padding(stored, header)
+    if padding is not None and padding.any() and not padding.all():
+        values = np.where(padding, values[~padding].min(), values)
+    return values, window
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """The same values in uint8, int16, uint16 or, when none of them holds them, float32."""
+    if values.dtype in (np.uint8, np.int16, np.uint16, np.float32):
+        return values
+    if values.dtype.kind in "iu":
+        low, high = int(values.min()), int(values.max())
+        for kind in ("uint8", "int16", "uint16"):
+            if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+                return values.astype(kind)
+    return values.astype(np.float32)
+
+
+def percentile_window(values: np.ndarray) -> tuple[float, float]:
+    """``(centre, width)`` from the 0.5th to the 99.5th percentile of about 500 x 500 of the pixels."""
+    step = max(1, max(values.shape) // 500)
+    low, high = np.percentile(values[::step, ::step], (0.5, 99.5))
+    return float(low + high) / 2, float(high - low) or 1.0
+
+
+def _turned(values: np.ndarray, low: np.number, high: np.number) -> np.ndarray:
+    """``low + high - values``. Integers wrap on the way and come out right: the result fits their type."""
+    if values.dtype.kind == "f":
+        return np.subtract(np.float32(float(low) + float(high)), values)
+    bits = np.dtype(f"u{values.dtype.itemsize}")
+    total = np.array((int(low) + int(high)) % (1 << 8 * bits.itemsize), bits)
+    return np.subtract(total, values.view(bits), dtype=bits).view(values.dtype)
+
+
 def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
     """Where the frame holds Pixel Padding Value, or the range to its limit (C.7.5.1.1.2)."""
     value = header.get("PixelPaddingValue")
@@ -57,19 +113,25 @@ def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
 
 
 def _modality(stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """Stored values in modality units; integers stay what they are when nothing has to be done to them."""
     if header.get("ModalityLUTSequence"):
-        return apply_modality_lut(stored, header).astype(np.float32)
-    grey = stored.astype(np.float32)
+        return apply_modality_lut(stored, header)
     try:
         slope = float(header.get("RescaleSlope", 1))
         intercept = float(header.get("RescaleIntercept", 0))
     except (TypeError, ValueError) as error:
         raise ImageError("bad_header", "Rescale: need a slope and an intercept, got something that is no "
                          "number. The file is damaged.") from error
-    if slope != 1:
-        grey *= slope
-    if intercept != 0:
-        grey += intercept
+    if slope == 1 and intercept == 0:
+        return stored
+    if slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 1 << 14:
+        values = stored.astype(np.int32)
+        values *= int(slope)
+        values += int(intercept)
+        return values
+    grey = stored.astype(np.float32)
+    grey *= slope
+    grey += intercept
     return grey
 
 
@@ -86,6 +148,16 @@ def _voi(grey: np.ndarray, header: Dataset) -> tuple[np.ndarray, tuple[Notice, .
         return grey, (Notice("window_ignored", "Window: the file's own grey scale (VOI) is not valid and "
                              "was left out. The picture may look unlike the archive's."),)
     return grey, ()
+
+
+def _stated_window(header: Dataset) -> tuple[float, float] | None:
+    if header.get("VOILUTSequence"):
+        return None
+    try:
+        centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
+    except (TypeError, ValueError, IndexError):
+        return None
+    return (centre, width) if isfinite(centre) and isfinite(width) and width > 0 else None
 
 
 def window(grey: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:

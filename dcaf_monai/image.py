@@ -156,3 +156,41 @@ class Image:
     def modality(self) -> str:
         """DICOM modality (CR, DX, OPT, ...), or an empty string."""
         return str(self.header.get("Modality", "") or "")
+
+    @property
+    def patient_orientation(self) -> str:
+        """Patient Orientation (PS3.3 C.7.6.1.1.1) as written, such as ``L\\F``; empty when not stated."""
+        return patient_orientation(self.header)
+
+
+@dataclass(frozen=True)
+class Display:
+    """One grey image for a viewer that sets its own window; larger values are brighter.
+
+    Args:
+        values: uint8, int16, uint16 or float32 ``(rows, columns)``, the whole stored grid: after the
+            modality LUT and inversion, without VOI.
+        geometry: Place of the grid.
+        window: ``(centre, width)`` to begin with, in units of ``values``.
+        window_source: ``dicom`` when the file states the window, else ``percentiles``.
+        patient_orientation: As of `Image`.
+    """
+
+    values: np.ndarray
+    geometry: Geometry
+    window: tuple[float, float]
+    window_source: str
+    patient_orientation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.dtype.name not in ("uint8", "int16", "uint16", "float32"):
+            raise ValueError("values: need uint8, int16, uint16 or float32 (rows, columns), got "
+                             f"{self.values.dtype} {self.values.shape}.")
+        if not (np.isfinite(self.window).all() and self.window[1] > 0):
+            raise ValueError(f"window: need a finite centre and a width above 0, got {self.window}.")
+
+
+def patient_orientation(header: Dataset) -> str:
+    """Patient Orientation as written in a header; see `Image.patient_orientation`."""
+    value = header.get("PatientOrientation", "") or ""
+    return value if isinstance(value, str) else "\\".join(str(part) for part in value)

@@ -226,13 +226,7 @@ class Predictor:
             mutual_information=float(told.mutual_information[index]),
             normalized_entropy=float(told.normalized_entropy[index]),
             samples=self.model.samples, seed=self.model.seed, cutoffs=self.cutoffs,
-            model=self._reference, geometry=image.geometry, patient_orientation=_orientation(image),
+            model=self._reference, geometry=image.geometry, patient_orientation=image.patient_orientation,
             pooled=pooled[index], heats=maps[index],
             notices=image.notices + self.model.task.notices(image))
             for index, (image, _, _) in enumerate(placed)]
-
-
-def _orientation(image: Image) -> str:
-    """Patient Orientation (PS3.3 C.7.6.1.1.1) as written, such as ``L\\F``."""
-    value = image.header.get("PatientOrientation", "") or ""
-    return value if isinstance(value, str) else "\\".join(str(part) for part in value)

@@ -13,11 +13,10 @@ import zlib
 import nibabel
 import numpy as np
 
-from dcaf_monai.decode import MAX_SAMPLES, decoder
-from dcaf_monai.grey import colour_to_grey
-from dcaf_monai.image import Geometry, Image, ImageError, Notice
+from dcaf_monai.decode import MAX_SAMPLES, MIN_SIDE, decoder
+from dcaf_monai.grey import colour_to_grey, narrow, percentile_window
+from dcaf_monai.image import Display, Geometry, Image, ImageError, Notice
 
-MIN_SIDE = 64
 MAX_INFLATED = 256 << 20
 COLOUR_NOTICE = 2 / 255
 """Mean difference between channels above which a picture counts as coloured or tinted."""
@@ -36,34 +35,60 @@ def read_raster(data: bytes, *, uid: str, frame: int | None = None, sha256: str 
         ImageError: ``not_an_image``, ``archive``, ``too_small``, ``too_large``, ``constant``,
             ``frame_needed``, ``no_such_frame``, or what `decode.Decoder.raster` raises.
     """
+    values, geometry, several, notices = _values(data, frame)
+    if values.min() == values.max():
+        raise ImageError("constant", "Pixels: need different values, got a picture of one value. There is "
+                         "nothing to classify.")
+    if several and not uid.endswith(f":{frame}"):
+        uid = f"{uid}:{frame}"
+    return Image(uid, values.astype(np.float32), geometry, notices=notices, sha256=sha256)
+
+
+def raster_display(data: bytes, *, frame: int | None = None) -> Display:
+    """The same picture or slice for a viewer, in a compact type; see `dicom.read_display`.
+
+    Raises:
+        ImageError: As `read_raster`, but not for a picture of one value.
+    """
+    values, geometry, _, _ = _values(data, frame, whole=True)
+    values = narrow(values)
+    return Display(values, geometry, percentile_window(values), "percentiles")
+
+
+def _values(data: bytes, frame: int | None, *,
+            whole: bool = False) -> tuple[np.ndarray, Geometry, bool, tuple[Notice, ...]]:
+    """Grey values ``(rows, columns)``, their place, whether the file holds several, and notices.
+
+    With ``whole`` the brightness of a colour picture is rounded to the picture's own type.
+    """
     if data[:2] == b"\x1f\x8b":
         data = _inflate_nifti(data)
     if _is_nifti(data):
-        pixels, geometry, several = _nifti(data, frame)
+        values, geometry, several = _nifti(data, frame)
         notices: tuple[Notice, ...] = ()
     elif data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff" or data[:4] in (b"II*\0", b"MM\0*"):
-        pixels, notices = _to_grey(decoder.raster(data, frame=frame))
-        geometry = Geometry((len(pixels), len(pixels[0])), spacing_known=False)
+        pixels = decoder.raster(data, frame=frame)
+        values, notices = _colourless(pixels)
+        if whole and pixels.dtype.kind == "u":
+            values = np.rint(values).astype(pixels.dtype, copy=False)
+        geometry = Geometry((len(values), len(values[0])), spacing_known=False)
         several = frame is not None and frame > 1
     elif data[:4] == b"PK\x03\x04":
         raise _archive()
     else:
         raise ImageError("not_an_image", "File: need DICOM (with its preamble), PNG, JPEG, TIFF or NIfTI, "
                          "got something else.")
-    if min(pixels.shape) < MIN_SIDE:
+    if min(values.shape) < MIN_SIDE:
         raise ImageError("too_small", f"Image: need at least {MIN_SIDE} rows and columns, got "
-                         f"{pixels.shape}.")
-    if not np.isfinite(pixels).all() or pixels.min() == pixels.max():
-        raise ImageError("constant", "Pixels: need different finite values, got others. There is nothing to "
-                         "classify.")
-    if several and not uid.endswith(f":{frame}"):
-        uid = f"{uid}:{frame}"
-    return Image(uid, pixels, geometry, notices=notices, sha256=sha256)
+                         f"{values.shape}.")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageError("constant", "Pixels: need finite values, got others. There is nothing to classify.")
+    return values, geometry, several, notices
 
 
-def _to_grey(pixels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:
+def _colourless(pixels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:
     if pixels.ndim == 2:
-        return pixels.astype(np.float32), ()
+        return pixels, ()
     grey, colourfulness = colour_to_grey(pixels)
     if colourfulness <= COLOUR_NOTICE:
         return grey, ()
@@ -115,7 +140,7 @@ def _nifti(data: bytes, frame: int | None) -> tuple[np.ndarray, Geometry, bool]:
         raise ImageError("no_such_frame", f"Frame: need 1 to {slices}, got {frame}. Name another.")
     index = (frame or 1) - 1
     position = (slice(None), slice(None), index) + (0,) * (len(volume.shape) - 3)
-    values = np.asarray(volume.dataobj[position[:len(volume.shape)]], dtype=np.float32)
+    values = np.asarray(volume.dataobj[position[:len(volume.shape)]])
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
     right, down = lps[:3, 0], lps[:3, 1]
     origin = lps @ np.array([0.0, 0.0, index, 1.0])

@@ -181,6 +181,21 @@ TASKS: Mapping[str, Task] = {task.name: task for task in (
 """The four tasks DCAF ships, by name."""
 
 
+_CLASS_TITLES = {
+    "covid": "COVID-19", "normal": "Normal", "viral_pneumonia": "Viral pneumonia",
+    "tuberculosis": "Tuberculosis", "pneumonia": "Pneumonia", "cnv": "CNV (choroidal neovascularization)",
+    "dme": "DME (diabetic macular edema)", "drusen": "Drusen"}
+
+
+def class_title(task: Task, label: str) -> str:
+    """What a person reads for a class; of a user's own task it is the class name itself.
+
+    Not a field of `Task`: model files carry their task, and those made before still fit.
+    """
+    shipped = TASKS.get(task.name)
+    return _CLASS_TITLES[label] if shipped and label in shipped.classes and label in task.classes else label
+
+
 def task_named(name: str) -> Task:
     """A shipped task by name, or a user's own from a ``.toml`` file.
 

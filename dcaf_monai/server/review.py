@@ -1,4 +1,4 @@
-"""Our own routes, all below ``/dcaf``: worklist, history, agreement, leases, export, training."""
+"""Our own routes, all below ``/dcaf``: session, worklist, history, agreement, leases, export, training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from dcaf_monai.server import compat  # noqa: F401  (before monailabel)
 # isort: split
 from monailabel.interfaces.utils.app import app_instance
 
-from dcaf_monai.dicom import read_image
-from dcaf_monai.overlay import grey_png
+from dcaf_monai.dicom import read_display, read_image
+from dcaf_monai.overlay import KINDS, display_nrrd, grey_png
 from dcaf_monai.server.access import Reader, current_reader
 from dcaf_monai.server.store import Store
-from dcaf_monai.server.worklist import CaseTaken
+from dcaf_monai.server.tasks import DEFAULT_OVERLAY
+from dcaf_monai.server.worklist import FILTERS, ORDERS, CaseTaken, check_reader
+from dcaf_monai.tasks import NOT_A_CLASS, class_title
 
 router = APIRouter(prefix="/dcaf", tags=["DCAF"])
 
@@ -51,6 +53,27 @@ def name_of(who: Reader, stated: str | None) -> str:
 def health() -> dict[str, str]:
     """That the server answers."""
     return {"status": "ok"}
+
+
+@router.get("/session")
+def session(who: Who, reader: str | None = None) -> dict[str, Any]:
+    """All that a client asks when it connects: who reads, which question, which model, what can be chosen.
+
+    ``reader`` is the token's; without tokens the one named, or null. ``model`` is null until there is one.
+    """
+    app = app_instance()
+    name = name_of(who, reader) if who.name or reader else None
+    model = app.model.predictor().model if app.model.exists else None
+    return {
+        "reader": _asked(lambda: check_reader(name)) if name else None, "role": who.role,
+        "tokens": bool(who.name),
+        "task": {"name": app.task.name, "title": app.task.title, "besides": list(NOT_A_CLASS), "classes": [
+            {"name": label, "title": class_title(app.task, label)} for label in app.task.classes]},
+        "model": model and {"name": model.name, "version": model.version, "sha256": model.sha256,
+                            "task": model.task.name},
+        "maps": sorted(KINDS, key=lambda kind: kind != DEFAULT_OVERLAY),
+        "orders": list(ORDERS), "statuses": list(FILTERS), "total": app.store.status()["total"],
+        "training": app.training.progress()}
 
 
 @router.get("/worklist")
@@ -117,9 +140,16 @@ def prediction(image: ImageId) -> dict[str, Any]:
 
 
 @router.get("/image")
-def picture(image: ImageId, max_side: Annotated[int, Query(ge=16, le=8192)] = 1024) -> Response:
-    """The image as an 8-bit grey PNG, its longer side ``max_side`` pixels at most."""
+def picture(image: ImageId, format: Literal["png", "nrrd"] = "png",
+            max_side: Annotated[int, Query(ge=16, le=8192)] = 1024) -> Response:
+    """The image: an 8-bit grey PNG, its longer side ``max_side`` pixels at most, or all of it as NRRD.
+
+    The NRRD holds every value before any window, and the window to begin with as ``dcaf_window``.
+    """
     path, frame = _store().location(image)
+    if format == "nrrd":
+        return Response(display_nrrd(read_display(path, uid=image, frame=frame)),
+                        media_type="application/octet-stream")
     read = read_image(path, uid=image, frame=frame, max_side=max_side)
     return Response(grey_png(read, max_side=max_side), media_type="image/png")
 
