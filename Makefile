@@ -1,16 +1,24 @@
-# What a person types. Everything lives in .venv, made from requirements.lock.
+# What a person types. Everything lives in .venv, made from requirements.lock; the tests of the 3D Slicer extension
+# have an environment of their own, .venv-slicer, made from requirements-slicer.lock.
 
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo ok),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
+SLICER := .venv-slicer
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test test-main test-slicer check lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcaf demo demo
 
-test: $(VENV)/.installed
+test: test-main test-slicer
+
+test-main: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The extension's tests drive the real server, which runs in the main environment.
+test-slicer: $(VENV)/.installed $(SLICER)/.installed
+	cd tests/slicer && QT_QPA_PLATFORM=offscreen ../../$(SLICER)/bin/python -m pytest
 
 check: lint test
 
@@ -30,5 +38,12 @@ $(VENV)/.installed: requirements.lock requirements-py310.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(SLICER)/.installed: requirements-slicer.lock
+	@test -n "$(PYTHON)" || { echo "python: need Python 3.10 to 3.12 on the PATH. Install one, or say make PYTHON=/path/to/python."; exit 2; }
+	@echo "Making $(SLICER) (about 1.5 GB with slicer-core, VTK and Qt, a minute the first time) ..."
+	$(PYTHON) -m venv --clear $(SLICER)
+	$(SLICER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-slicer.lock
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) $(SLICER) build demo
