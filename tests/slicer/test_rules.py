@@ -31,15 +31,18 @@ def _tree(name: str) -> ast.Module:
 
 
 def _modules(node: ast.AST) -> Iterator[str]:
-    """Dotted modules one statement imports; a relative import counts as of our own package."""
+    """Dotted modules one statement imports; of our own package, and of a relative import, with the names."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        yield "DCAFReviewLib" + (f".{node.module}" if node.module else "") if node.level else str(node.module)
+        start = ".".join(filter(None, ["DCAFReviewLib" if node.level else "", node.module]))
+        yield start
+        if start == "DCAFReviewLib":
+            yield from (f"{start}.{alias.name}" for alias in node.names)
 
 
 def _imported(name: str) -> set[str]:
-    """Dotted modules a file imports anywhere."""
+    """Dotted modules a file imports, at its head or inside a function."""
     return {module for node in ast.walk(_tree(name)) for module in _modules(node)}
 
 
