@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Journal:
             Its ``key``, which is put into the document when it has none.
         """
         key = str(uuid.UUID(document["key"])) if "key" in document else str(uuid.uuid4())
-        self._last_ns = max(time.time_ns(), self._last_ns + 1)   # two in one tick of the clock keep their order
+        self._last_ns = max(time.time_ns(), self._last_ns + 1)   # two in one tick keep their order
         entry = Entry(key, server_url, uid, {**document, "key": key}, self._last_ns / 1e9)
         self._write(f"{self._last_ns:020d}-{key}.json", entry)
         return key
@@ -88,7 +88,8 @@ class Journal:
         for name in self._names(key):
             entry = self._entry(name)
             if entry is not None and not entry.why:
-                self._write(name.replace(".json", f"{_REFUSED}.json"), Entry(**{**asdict(entry), "why": why}))
+                self._write(name.replace(".json", f"{_REFUSED}.json"),
+                            replace(entry, why=why or "The server gave no reason."))
                 (self._folder / name).unlink(missing_ok=True)
         self._sync()
 

@@ -18,6 +18,7 @@ _TYPES = {"unsigned char": "u1", "uint8": "u1", "uchar": "u1", "short": "i2", "i
 _ORDERS = {"little": "<", "big": ">"}
 _NUMBER = r"[-+.\deE]+"
 _VECTOR = re.compile(rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)")
+_ESCAPED = re.compile(r"\\(\\|n)")
 _GZIP = 31   # zlib's name for "a gzip header, largest window"
 
 
@@ -89,7 +90,7 @@ def _header(data: bytes) -> tuple[dict[str, str], dict[str, str], int]:
             continue
         name, mark, text = found.groups()
         if mark == "=":
-            keyed[name.strip()] = re.sub(r"\\(\\|n)", lambda hit: "\n" if hit[1] == "n" else "\\", text.strip())
+            keyed[name.strip()] = _ESCAPED.sub(lambda hit: "\n" if hit[1] == "n" else "\\", text.strip())
         else:
             named[name.strip().lower()] = text.strip()
     return named, keyed, end.end()

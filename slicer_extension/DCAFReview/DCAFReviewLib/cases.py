@@ -1,0 +1,375 @@
+"""`Cases`: the part of a session that opens, answers and leaves cases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .call import ServerError
+from .client import Answer, Server
+from .errands import Errands
+from .journal import Journal
+from .nrrd import Grid
+from .outbox import Outbox
+from .state import CLASS_ACTIVATION, Case, Connection, Page, Sent, short_name
+from .topics import Topics, tells
+
+QUEUES = ("entropy", "mutual_information", "margin", "random")
+"""Orders by which the server hands out cases."""
+UNSET: Any = object()
+LEASE_S = 1800.0
+
+
+class Cases(Topics):
+    """Opening, answering and leaving; what a session is made of besides lies in `Session`."""
+
+    connection: Connection
+    page: Page
+    case: Case | None
+    seeking: str   # the order of the next case while one is asked for; else empty
+    read_first: bool
+    sent: tuple[Sent, ...]
+    _clock: Callable[[], float]
+    _errands: Errands
+    _has_local: Callable[[str], bool]
+    _journal: Journal
+    _last: Case | None
+    _map_kind: str
+    _outbox: Outbox
+    _server: Server | None
+    _say: Callable[[str, str], None]
+    _failed: Callable[[ServerError], None]
+    _refresh: Callable[[], None]
+    _look_in_journal: Callable[[], None]
+    _send: Callable[[], None]
+
+    @tells
+    def next_case(self) -> None:
+        """Asks for the next case by the page's order; the open one is left unread when it comes."""
+        if self.connection.state == "off":
+            return self._say("Connect to a server first.", "warning")
+        self._seek()
+
+    @tells
+    def open_case(self, uid: str) -> None:
+        """Opens this very case and holds it; gives it up again when another reader holds it."""
+        if self.connection.state == "off":
+            return self._say("Connect to a server first.", "warning")
+        self.seeking = ""
+        if self.case is None or self.case.uid != uid:
+            self._leave()
+        self._show(self._fresh(uid))
+        self._hold()
+
+    @tells
+    def skip(self, reason: str = "") -> None:
+        """Takes the open case out of this reader's queue and goes on to the next."""
+        case = self.case
+        if case is None or not case.stored:
+            return self._say("Open a case of the worklist first.", "warning")
+        self._errands.ask(self._server.skip, case.uid, self.connection.reader, " ".join(reason.split())[:500],
+                          then=lambda _: self._refresh(), failed=self._failed, in_turn=True)
+        case.leased = False   # the server ends the lease itself
+        self._leave()
+        self._seek()
+
+    @tells
+    def close_case(self) -> None:
+        """Leaves the open case; unread it is given back."""
+        self.seeking = ""
+        self._leave()
+
+    @tells
+    def classify(self, path: Path | str, name: str, frame: int | None = None) -> None:
+        """Opens an image of the viewer, which the server answers and does not keep."""
+        if self.connection.state == "off":
+            return self._say("Connect to a server first.", "warning")
+        self.seeking = ""
+        self._leave()
+        self._show(Case("", name, False, self._clock(), self._clock, local=True, file=(Path(path), frame),
+                        map_kind=self._map_kind))
+
+    @tells
+    def choose(self, label: str) -> None:
+        """Answers the open case, not yet for good.
+
+        Raises:
+            ValueError: For a label that is no answer to the task.
+        """
+        if label not in self.connection.answers:
+            raise ValueError(f"label: need one of {', '.join(self.connection.answers)}, got {label!r}.")
+        if self.case is not None:
+            self.case.choice = label
+            self._mark("case")
+
+    @tells
+    def remark(self, *, comment: str = UNSET, confidence: float | None = UNSET,
+               point: tuple[float, float] | None = UNSET,
+               box: tuple[float, float, float, float] | None = UNSET, adjudicate: bool = UNSET) -> None:
+        """Adds to the answer; what is not named stays as it is.
+
+        Args:
+            comment: Free text.
+            confidence: 0 to 1; None takes it back.
+            point: ``(row, column)`` in pixels; None takes it back.
+            box: ``(row0, column0, row1, column1)`` in pixels; None takes it back.
+            adjudicate: The answer settles a disagreement of readers.
+        """
+        said = {"comment": comment, "confidence": confidence, "point": point, "box": box,
+                "adjudicate": adjudicate}
+        if self.case is not None:
+            for name, value in said.items():
+                if value is not UNSET:
+                    setattr(self.case, name, value)
+            self._mark("case")
+
+    @tells
+    def submit(self) -> None:
+        """Keeps the answer in the journal, sends it, and goes on to the next case."""
+        case = self.case
+        if case is None or case.choice is None or not case.stored:
+            return self._say("Choose an answer for a case of the worklist first.", "warning")
+        document = case.annotation(self.connection.reader)
+        try:
+            key = self._journal.add(self.connection.url, case.uid, document)
+        except OSError as error:
+            return self._say(f"Journal: need to write to the disk, got: {error.strerror}. "
+                             "Nothing is lost: submit again.", "error")
+        self.sent += (Sent(key, case.uid, document),)
+        self._last = case
+        case.leased = False   # the server ends the lease with the annotation
+        self._leave()
+        self._look_in_journal()
+        self._send()
+        self._seek()
+
+    @tells
+    def undo(self) -> None:
+        """Takes the choice back; without one, opens the case submitted last with its answer chosen."""
+        if self.case is not None and self.case.choice is not None:
+            self.case.choice = None
+            self._mark("case")
+        elif self._last is not None:
+            again, self._last, self.seeking = self._last.again(), None, ""
+            self._leave()
+            self._show(again)
+            self._hold()
+        else:
+            self._say("There is nothing to undo.", "info")
+
+    @tells
+    def reveal(self) -> None:
+        """Ends the blind first read: the model's answer may be seen."""
+        if self.case is not None and not self.case.revealed:
+            self.case.reveal()
+            self._mark("case", "heat")
+
+    @tells
+    def ask_map(self, kind: str, target: str | None = None) -> None:
+        """Chooses the heat map to show.
+
+        Args:
+            kind: One of the connection's maps.
+            target: Class that a class-activation map explains; default the most probable one.
+        """
+        self._map_kind = kind
+        if self.case is not None:
+            self.case.map_kind, self.case.map_target = kind, target
+            self._drop_heat(self.case)
+            self._map(self.case)
+            self._mark("heat")
+
+    @tells
+    def fetch_picture(self) -> None:
+        """Asks the server for a picture that the viewer said it had and could not show."""
+        if self.case is not None and self.case.stored:
+            self.case.local = False
+            self._fetch(self.case)
+
+    def showed(self, **shown: Any) -> None:
+        """Keeps what the reader had before their eyes: ``map``, ``opacity``, ``threshold``."""
+        if self.case is not None:
+            self.case.shown.update(shown)
+
+    def _seek(self) -> None:
+        self.seeking = self.page.order if self.page.order in QUEUES else "entropy"
+        self._go_on()
+        self._mark("case")
+
+    def _go_on(self) -> None:
+        """Asks for the next case; not before the last answer was sent, or the same case would come."""
+        if self.seeking and self.connection.state == "on" and not self._errands.under_way("next") \
+                and not self._outbox.untried(self.connection):
+            self._errands.ask(self._server.next_case, self.seeking, self.connection.reader,
+                              then=self._came, failed=self._came_not, owner="next", in_turn=True)
+
+    def _came(self, answer: dict[str, Any]) -> None:
+        uid, wanted, self.seeking = answer.get("id"), bool(self.seeking), ""
+        self._mark("case")
+        if uid is None:
+            self._say(answer.get("message", "Nothing is left to read."), "info")
+        elif self.case is not None and self.case.uid == uid:
+            self._say("This is the next case already: answer or skip it.", "info")
+        elif not wanted or any(entry.uid == uid for entry in self._outbox.pending):
+            self._errands.ask(self._server.release, uid, self.connection.reader, in_turn=True)
+            if wanted:
+                self._say("The next case is one whose answer still waits to be sent. "
+                          "Open another from the worklist.", "warning")
+        else:
+            self._leave()
+            case = self._fresh(uid)
+            case.kept_document = answer.get("prediction") or None
+            self._held(case, answer.get("lease_expires", ""))
+            self._show(case)
+
+    def _came_not(self, error: ServerError) -> None:
+        if error.kind not in ("unreachable", "timeout"):
+            self.seeking = ""   # else it is asked for again when the server is back
+        self._failed(error)
+        self._mark("case")
+
+    def _fresh(self, uid: str) -> Case:
+        return Case(uid, short_name(uid), True, self._clock(), self._clock, revealed=not self.read_first,
+                    local=self._has_local(uid), map_kind=self._map_kind)
+
+    def _show(self, case: Case) -> None:
+        self.case = case
+        case.map_kind = case.map_kind or (self.connection.maps[0] if self.connection.maps else "")
+        self._mark("case", "picture", "heat")
+        self._fetch(case)
+
+    def _leave(self) -> None:
+        """Forgets the open case; what was asked for it is called off, and unread it is given back."""
+        case, self.case = self.case, None
+        if case is not None:
+            self._errands.drop(case)
+            if case.leased:
+                self._errands.ask(self._server.release, case.uid, self.connection.reader, in_turn=True)
+            self._mark("case", "picture", "heat")
+
+    def _hold(self) -> None:
+        """Leases the open case, or renews its lease."""
+        case = self.case
+
+        def refused(error: ServerError) -> None:
+            if error.kind in ("taken", "refused"):
+                self._leave()
+            self._failed(error)
+
+        self._errands.ask(self._server.lease, case.uid, self.connection.reader, owner=case, about="lease",
+                          then=lambda answer: self._held(case, answer.get("expires", "")), failed=refused,
+                          in_turn=True)
+        case.leased = True   # also when the answer is lost, there may be a lease to give back
+        case.renew_at = self._clock() + LEASE_S / 2
+
+    def _held(self, case: Case, expires: str) -> None:
+        """Renews at half time; within bounds, as two machines' clocks need not agree."""
+        try:
+            left = datetime.fromisoformat(expires).timestamp() - time.time()
+        except ValueError:
+            left = LEASE_S
+        case.leased, case.renew_at = True, self._clock() + min(max(left, 60.0), LEASE_S) / 2
+
+    def _fetch(self, case: Case) -> None:
+        """Asks for whatever of a case is neither there nor on its way."""
+        server = self._server
+        if not case.local and case.picture is None:
+            self._ask_for(case, "picture", server.picture, case.uid, then=lambda grid: self._seen(case, grid))
+        if case.stored and case.kept_history is None:
+            self._ask_for(case, "history", server.history, case.uid, then=lambda told: self._told(case, told))
+        if self.connection.model is not None and case.kept_document is None:
+            if case.stored:
+                self._ask_for(case, "document", server.prediction, case.uid, failed=self._unscored(case),
+                              then=lambda document: self._answered(case, Answer(document)))
+            else:
+                self._ask_model(case, "document")
+        elif case.kept_document is not None:
+            self._map(case)
+
+    def _ask_for(self, case: Case, part: str, function: Callable[..., Any], *args: Any,
+                 then: Callable[[Any], None], failed: Callable[[ServerError], None] | None = None) -> None:
+        if part in case.awaited:
+            return
+
+        def came(value: Any) -> None:
+            case.awaited.discard(part)
+            self._mark("case")
+            then(value)
+
+        def came_not(error: ServerError) -> None:
+            case.awaited.discard(part)
+            self._mark("case")
+            (failed or self._failed)(error)
+
+        case.awaited.add(part)
+        self._mark("case")
+        self._errands.ask(function, *args, then=came, failed=came_not, owner=case, about=part)
+
+    def _unscored(self, case: Case) -> Callable[[ServerError], None]:
+        def failed(error: ServerError) -> None:
+            if error.status == 404:   # nobody has asked the model about it yet
+                self._ask_model(case, "document")
+            else:
+                self._failed(error)
+
+        return failed
+
+    def _ask_model(self, case: Case, part: str) -> None:
+        """Asks the model, with the chosen map at once: one look at the image serves both."""
+        kind, target = case.map_kind or None, case.map_target
+        if case.stored:
+            function, args = self._server.infer, (case.uid, kind, target)
+        else:
+            function, args = self._server.infer_file, (case.file[0], kind, target, case.file[1])
+
+        def failed(error: ServerError) -> None:
+            if part == "heat":
+                case.map_note = str(error)
+            self._failed(error)
+
+        self._ask_for(case, part, function, *args, failed=failed,
+                      then=lambda answer: self._answered(case, answer, kind, target))
+
+    def _answered(self, case: Case, answer: Answer, kind: str | None = None,
+                  target: str | None = None) -> None:
+        case.kept_document = answer.document
+        if answer.heat is not None and kind is not None:
+            case.kept_heats[kind, self._target(case, kind, target)] = answer.heat
+        self._map(case)
+        self._mark("case", "heat")
+
+    def _map(self, case: Case) -> None:
+        """Has the chosen map ready, or says why there is none."""
+        if case.kept_document is None or not case.map_kind:
+            return
+        case.map_target = self._target(case, case.map_kind, case.map_target)
+        case.map_note = ""
+        if case.map_target is not None:
+            below = case.below_cutoff(case.map_target)
+            title = dict(self.connection.classes).get(case.map_target, case.map_target)
+            case.map_note = f"No map for {title}: {below}." if below else ""
+        known = (case.map_kind, case.map_target) in case.kept_heats
+        if not known and not case.map_note and self.connection.model is not None:
+            self._drop_heat(case)
+            self._ask_model(case, "heat")
+
+    def _drop_heat(self, case: Case) -> None:
+        self._errands.drop(case, "heat")
+        case.awaited.discard("heat")
+
+    @staticmethod
+    def _target(case: Case, kind: str, target: str | None) -> str | None:
+        """The class a map is of: only a class activation is of one, by default the most probable."""
+        if kind != CLASS_ACTIVATION:
+            return None
+        return target or case.kept_document["prediction"][0]["label"]
+
+    def _seen(self, case: Case, grid: Grid) -> None:
+        case.picture = grid
+        self._mark("picture")
+
+    def _told(self, case: Case, history: list[dict[str, Any]]) -> None:
+        case.kept_history = tuple(history)
