@@ -108,48 +108,11 @@ def test_an_empty_queue_says_so_plainly(scored: Store) -> None:
     lambda s: s.next_case("ana", "newest"), lambda s: s.next_case(""), lambda s: s.next_case("a\nb"),
     lambda s: s.next_case("ana", lease_s=0), lambda s: s.next_case("ana", lease_s=float("nan")),
     lambda s: s.lease(A, "ana", lease_s=1e9), lambda s: s.skip(A, "ana", "x" * 501),
-    lambda s: s.skip(A, "ana", "\0"), lambda s: s.worklist("newest"), lambda s: s.worklist("entropy", "mine"),
-    lambda s: s.worklist(offset=-1), lambda s: s.worklist(limit=0), lambda s: s.worklist(limit=501),
+    lambda s: s.skip(A, "ana", "\0"),
     lambda s: s.next_case("ana", model_version="\0") and s.prediction(A, "\ud800")])
 def test_a_bad_request_is_the_callers_mistake(scored: Store, call: Any) -> None:
     with pytest.raises(ValueError):
         call(scored)
-
-
-def test_the_worklist_pages_in_order_with_one_total(scored: Store) -> None:
-    scored.annotate(C, read("normal", "ana"))
-    scored.lease(A, "bo")
-    scored.lease(B, "ana")
-    page = scored.worklist(reader="ana", limit=2)
-    rest = scored.worklist(reader="ana", offset=2, limit=500)
-    assert page.total == rest.total == 5 and len(rest.items) == 3
-    assert [item["uid"] for item in (*page.items, *rest.items)][:3] == [A, C, B]
-    first, second = page.items
-    assert first == {"uid": A, "label": "covid", "predictive_entropy": 0.9, "mutual_information": 0.1,
-                     "margin": pytest.approx(0.2), "model_version": "v1", "readers": 0, "read_by_me": False,
-                     "leased_by_me": False, "leased_by_other": True}
-    assert second["read_by_me"] and second["readers"] == 1
-    assert rest.items[0]["leased_by_me"]
-    assert rest.items[2]["predictive_entropy"] is None
-
-
-def test_each_filter_of_the_worklist_gives_its_cases(scored: Store) -> None:
-    scored.annotate(A, read("normal", "ana"))
-    scored.annotate(A, read("covid", "bo"))
-    scored.annotate(C, read("covid", "bo"))
-    scored.skip(B, "ana")
-    scored.lease(D, "ana")
-
-    def uids(name: str, reader: str | None) -> set[str]:
-        page = scored.worklist("random", name, reader=reader)
-        assert page.total == len(page.items)
-        return {item["uid"] for item in page.items}
-
-    assert uids("all", "ana") == {A, B, C, D, E}
-    assert uids("read", "ana") == {A} and uids("unread", "ana") == {B, C, D, E}
-    assert uids("read", None) == {A, C} and uids("unread", None) == {B, D, E}
-    assert uids("disagreement", "ana") == {A} and uids("unscored", None) == {D, E}
-    assert uids("skipped", "ana") == {B} and uids("skipped", "bo") == set() and uids("leased", "bo") == {D}
 
 
 # -- at one moment ----------------------------------------------------------------------------------

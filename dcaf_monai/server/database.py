@@ -29,15 +29,23 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    false,
     select,
     text,
+    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 
-SCHEMA = 1
-"""Version of the tables below; a database made by a later DCAF is refused."""
+from dcaf_monai.server import migrate
+
+SCHEMA = 2
+"""Version of the tables below; an earlier one is brought up to it, one made by a later DCAF refused."""
+
+SCORES = ("label", "score", "entropy", "normalized_entropy", "mutual_information", "margin")
+"""What a prediction says in one word or number each: columns of ``predictions`` and, of the one an image is
+ranked by, of ``images``. ``score`` is the probability of ``label``, the most probable class."""
 
 _schema = MetaData()
 _number = BigInteger().with_variant(Integer, "sqlite")      # SQLite counts up only in INTEGER keys
@@ -62,14 +70,19 @@ images = Table(
     Column("info", JSON, nullable=False),
     Column("shuffle", Double, nullable=False),              # 0..1 from the uid: a fixed random order
     Column("readings", Integer, nullable=False, server_default="0"),     # annotations so far
-    Column("ranked_by", Text),                              # model version of the three scores below
-    Column("entropy", Double), Column("mutual_information", Double), Column("margin", Double),
+    Column("disputed", Boolean, nullable=False, server_default=false()),     # see readings.disagreeing
+    Column("ranked_by", Text),                              # model version of the scores below
+    Column("label", Text), Column("score", Double), Column("entropy", Double),
+    Column("normalized_entropy", Double), Column("mutual_information", Double), Column("margin", Double),
     Index("images_path", "path"),
     Index("images_by_state", "state", "ranked_by", "readings"),
-    Index("images_by_shuffle", "state", "shuffle"),
-    Index("images_by_entropy", "state", "entropy", "shuffle"),
-    Index("images_by_mutual_information", "state", "mutual_information", "shuffle"),
-    Index("images_by_margin", "state", "margin", "shuffle"))
+    Index("images_by_dispute", "state", "disputed"),
+    # One for each order of the worklist; its label at the end, so that a filter is answered within it.
+    Index("images_by_uid", "state", "uid", "label"),
+    Index("images_by_shuffle", "state", "shuffle", "label"),
+    Index("images_by_label", "state", "label", "shuffle"),
+    *(Index(f"images_by_{name}", "state", name, "shuffle", "label")
+      for name in ("score", "entropy", "mutual_information", "margin")))
 
 predictions = Table(
     "predictions", _schema,
@@ -77,9 +90,10 @@ predictions = Table(
     Column("model_version", Text, primary_key=True),
     Column("model_sha256", Text, nullable=False),
     Column("created", Double, nullable=False),
-    Column("label", Text, nullable=False),
-    Column("entropy", Double), Column("mutual_information", Double), Column("margin", Double),
-    Column("document", JSON, nullable=False))
+    Column("label", Text, nullable=False), Column("score", Double), Column("entropy", Double),
+    Column("normalized_entropy", Double), Column("mutual_information", Double), Column("margin", Double),
+    Column("document", JSON, nullable=False),
+    Index("predictions_by_version", "model_version", "uid", "label", "normalized_entropy"))
 
 failures = Table(
     "failures", _schema,
@@ -211,12 +225,21 @@ class Database:
         with self.write() as connection:
             if not self.is_sqlite:      # two processes starting at once: one creates, the other waits
                 connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('dcaf schema'))"))
-            _schema.create_all(connection)
+            meta.create(connection, checkfirst=True)
             connection.execute(self.insert(meta).values(name="schema", value=str(SCHEMA))
                                .on_conflict_do_nothing())
-            found = connection.execute(select(meta.c.value).where(meta.c.name == "schema")).scalar_one()
-        if found != str(SCHEMA):
-            raise StoreError(f"database: need schema {SCHEMA}, got {found}. Use the DCAF that made it.")
+            schema = select(meta.c.value).where(meta.c.name == "schema")
+            found = connection.execute(schema).scalar_one()
+            if found == "1":
+                migrate.to_2(connection)
+                for table in (images, predictions):
+                    for index in table.indexes:
+                        index.create(connection, checkfirst=True)
+                found = str(SCHEMA)
+                connection.execute(update(meta).where(meta.c.name == "schema").values(value=found))
+            if found != str(SCHEMA):
+                raise StoreError(f"database: need schema {SCHEMA}, got {found}. Use the DCAF that made it.")
+            _schema.create_all(connection)
 
 
 def _engine(where: Path | str) -> Engine:

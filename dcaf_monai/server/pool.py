@@ -12,6 +12,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from dcaf_monai.image import ImageError
 from dcaf_monai.server.database import (
+    SCORES,
     Database,
     StoreError,
     UnknownImage,
@@ -157,7 +158,7 @@ class Pool:
         """Forgets what models said of a file's earlier content."""
         connection.execute(delete(predictions).where(predictions.c.uid == uid))
         connection.execute(delete(failures).where(failures.c.uid == uid))
-        nothing: dict[str, Any] = dict.fromkeys(("ranked_by", "entropy", "mutual_information", "margin"))
+        nothing: dict[str, Any] = dict.fromkeys(("ranked_by", *SCORES))
         connection.execute(update(images).where(images.c.uid == uid).values(**nothing))
 
     def _forget(self, gone: list[str]) -> int:

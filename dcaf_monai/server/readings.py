@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, update
 
 from dcaf_monai.server.agreement import agreement
 from dcaf_monai.server.annotation import Annotation, checked_annotation
@@ -14,10 +14,14 @@ from dcaf_monai.server.database import Database, UnknownImage, annotation_rows, 
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
 
-def latest_reads() -> Select[Any]:
-    """``number, uid, reader, label`` of each reader's last read of each image (no adjudications)."""
+def latest_reads(*where: ColumnElement[bool]) -> Select[Any]:
+    """``number, uid, reader, label`` of each reader's last read of each image (no adjudications).
+
+    Args:
+        where: Which images, in terms of ``annotation_rows.c.uid``; all when none is given.
+    """
     rows = annotation_rows.c
-    last = (select(func.max(rows.number).label("number")).where(rows.role == "read")
+    last = (select(func.max(rows.number).label("number")).where(rows.role == "read", *where)
             .group_by(rows.uid, rows.reader)).subquery()
     return (select(rows.number, rows.uid, rows.reader, rows.label)
             .join(last, last.c.number == rows.number))
@@ -31,10 +35,16 @@ def latest_adjudications() -> Select[Any]:
             .join(last, last.c.number == annotation_rows.c.number))
 
 
-def disagreeing() -> Select[Any]:
-    """``uid`` of each image whose readers' last reads differ and nobody has adjudicated."""
-    reads = latest_reads().subquery()
-    adjudicated = select(annotation_rows.c.uid).where(annotation_rows.c.role == "adjudication")
+def disagreeing(*where: ColumnElement[bool]) -> Select[Any]:
+    """``uid`` of each image whose readers' last reads differ and nobody has adjudicated.
+
+    ``images.disputed`` holds this for every image, kept true by whoever stores an annotation.
+
+    Args:
+        where: As for `latest_reads`.
+    """
+    reads = latest_reads(*where).subquery()
+    adjudicated = select(annotation_rows.c.uid).where(annotation_rows.c.role == "adjudication", *where)
     return (select(reads.c.uid).where(reads.c.uid.not_in(adjudicated))
             .group_by(reads.c.uid).having(func.count(reads.c.label.distinct()) > 1))
 
@@ -101,11 +111,11 @@ class Readings:
 
     def disagreements(self) -> list[dict[str, Any]]:
         """The images to adjudicate: ``[{"uid", "labels": {reader: label}}]``, by uid."""
-        reads = latest_reads().subquery()
+        disputed = select(images.c.uid).where(images.c.disputed.is_(True))
+        reads = latest_reads(annotation_rows.c.uid.in_(disputed)).subquery()
         with self.database.read() as connection:
-            rows = connection.execute(
-                select(reads.c.uid, reads.c.reader, reads.c.label).where(reads.c.uid.in_(disagreeing()))
-                .order_by(reads.c.uid, reads.c.reader)).all()
+            rows = connection.execute(select(reads.c.uid, reads.c.reader, reads.c.label)
+                                      .order_by(reads.c.uid, reads.c.reader)).all()
         by_image: dict[str, dict[str, str]] = {}
         for uid, reader, label in rows:
             by_image.setdefault(uid, {})[reader] = label
@@ -141,8 +151,10 @@ class Readings:
             document=annotation.model_dump(mode="json")).on_conflict_do_nothing(index_elements=["key"])
             .returning(annotation_rows.c.number)).scalar()
         if number is not None:
-            connection.execute(update(images).where(images.c.uid == uid)
-                               .values(readings=images.c.readings + 1))
+            # The first statement holds the image's row, so that the second sees what others said of it.
+            image = update(images).where(images.c.uid == uid)
+            connection.execute(image.values(readings=images.c.readings + 1))
+            connection.execute(image.values(disputed=disagreeing(annotation_rows.c.uid == uid).exists()))
             return annotation
         row = connection.execute(select(annotation_rows.c.uid, annotation_rows.c.document)
                                  .where(annotation_rows.c.key == key)).one()

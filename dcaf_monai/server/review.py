@@ -16,9 +16,10 @@ from monailabel.interfaces.utils.app import app_instance
 from dcaf_monai.dicom import read_display, read_image
 from dcaf_monai.overlay import KINDS, display_nrrd, grey_png
 from dcaf_monai.server.access import Reader, current_reader
+from dcaf_monai.server.listing import ORDERS, STATUSES
 from dcaf_monai.server.store import Store
 from dcaf_monai.server.tasks import DEFAULT_OVERLAY
-from dcaf_monai.server.worklist import FILTERS, ORDERS, CaseTaken, check_reader
+from dcaf_monai.server.worklist import CaseTaken, check_reader
 from dcaf_monai.tasks import NOT_A_CLASS, class_title
 
 router = APIRouter(prefix="/dcaf", tags=["DCAF"])
@@ -72,18 +73,20 @@ def session(who: Who, reader: str | None = None) -> dict[str, Any]:
         "model": model and {"name": model.name, "version": model.version, "sha256": model.sha256,
                             "task": model.task.name},
         "maps": sorted(KINDS, key=lambda kind: kind != DEFAULT_OVERLAY),
-        "orders": list(ORDERS), "statuses": list(FILTERS), "total": app.store.status()["total"],
+        "orders": list(ORDERS), "statuses": list(STATUSES), "total": app.store.status()["total"],
         "training": app.training.progress()}
 
 
 @router.get("/worklist")
-def worklist(who: Who, order: str = "entropy", status: str = "all", reader: str | None = None,
-             offset: int = 0, limit: int = 50) -> dict[str, Any]:
-    """A page of the worklist, the most uncertain first; see `Worklist.worklist`."""
+def worklist(who: Who, order: str = "entropy", status: str = "all", descending: bool | None = None,
+             label: str | None = None, reader: str | None = None, offset: int = 0,
+             limit: int = 50) -> dict[str, Any]:
+    """A page of the worklist, the most uncertain first unless asked otherwise; see `Listing.worklist`."""
     name = who.name or reader
     if who.name and reader and reader != who.name and who.role != "admin":
         raise HTTPException(403, "reader: need the token's own reader, got another. Leave it out.")
-    page = _asked(lambda: _store().worklist(order, status, reader=reader or name, offset=offset, limit=limit))
+    page = _asked(lambda: _store().worklist(order, status, descending=descending, label=label,
+                                            reader=reader or name, offset=offset, limit=limit))
     return {"total": page.total, "offset": page.offset, "items": page.items}
 
 

@@ -1,4 +1,4 @@
-"""Scores: each image's prediction per model version, and the three numbers the queue ranks by.
+"""Scores: each image's prediction per model version, and the numbers the worklist is ordered by.
 
 An image is *ranked by* one model version at a time, the one that scored it last. Scoring visits
 images that were never scored first, then those still ranked by another version.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy import func, select, update
 
 from dcaf_monai.image import ImageError
 from dcaf_monai.server.annotation import finite, plain_json
-from dcaf_monai.server.database import Database, failures, images, predictions
+from dcaf_monai.server.database import SCORES, Database, failures, images, predictions
 from dcaf_monai.server.readings import require_image
 
 DOCUMENT_LIMIT = 65536
@@ -67,8 +68,7 @@ class Scores:
                     set_={name: insert.excluded[name] for name in row
                           if name not in ("uid", "model_version")}))
                 connection.execute(update(images).where(images.c.uid == row["uid"]).values(
-                    ranked_by=row["model_version"], entropy=row["entropy"],
-                    mutual_information=row["mutual_information"], margin=row["margin"]))
+                    ranked_by=row["model_version"], **{name: row[name] for name in SCORES}))
         return len(rows)
 
     def prediction(self, uid: str, model_version: str | None = None) -> dict[str, Any]:
@@ -111,8 +111,7 @@ class Scores:
         Returns:
             How many images changed.
         """
-        theirs = (select(predictions.c.model_version, predictions.c.entropy,
-                         predictions.c.mutual_information, predictions.c.margin)
+        theirs = (select(predictions.c.model_version)
                   .where(predictions.c.uid == images.c.uid, predictions.c.model_version == model_version)
                   .correlate(images))
         with self.database.write() as connection:
@@ -120,10 +119,8 @@ class Scores:
                 images.c.ranked_by.is_distinct_from(model_version),
                 images.c.uid.in_(select(predictions.c.uid)
                                  .where(predictions.c.model_version == model_version))).values(
-                **{name: theirs.with_only_columns(predictions.c[column]).scalar_subquery()
-                   for name, column in (("ranked_by", "model_version"), ("entropy", "entropy"),
-                                        ("mutual_information", "mutual_information"),
-                                        ("margin", "margin"))}))
+                ranked_by=model_version, **{name: theirs.with_only_columns(predictions.c[name])
+                                            .scalar_subquery() for name in SCORES}))
         return changed.rowcount
 
     def save_failure(self, uid: str, model_version: str, error: ImageError) -> None:
@@ -172,7 +169,9 @@ def _prediction_row(uid: str, document: Mapping[str, Any]) -> dict[str, Any]:
                          f"JSON, got a fault at {str(error)[:80]}.") from error
     if not answers or not version:
         raise ValueError("prediction: need at least one answer and a model version, got none.")
-    margin = answers[0][0] - answers[1][0] if len(answers) > 1 else None
+    entropy, several = finite(entropy), len(answers) > 1
     return {"uid": uid, "model_version": version, "model_sha256": sha256, "created": time.time(),
-            "label": answers[0][1], "entropy": finite(entropy), "mutual_information": finite(information),
-            "margin": margin, "document": plain}
+            "label": answers[0][1], "score": answers[0][0], "entropy": entropy,
+            "normalized_entropy": entropy / log(len(answers)) if entropy is not None and several else None,
+            "mutual_information": finite(information),
+            "margin": answers[0][0] - answers[1][0] if several else None, "document": plain}

@@ -32,6 +32,7 @@ from dcaf_monai.server.database import (
 )
 from dcaf_monai.server.exchange import Exchange
 from dcaf_monai.server.folder import DICOM, OTHER
+from dcaf_monai.server.listing import Listing
 from dcaf_monai.server.pool import Pool
 from dcaf_monai.server.readings import require_image
 from dcaf_monai.server.scores import Scores
@@ -44,7 +45,7 @@ TAGS = ("final", "original")
 INFO_LIMIT = 65536
 
 
-class Store(Pool, Scores, Worklist, Exchange, Datastore):
+class Store(Pool, Scores, Worklist, Listing, Exchange, Datastore):
     """All that DCAF keeps: images, annotations, predictions, leases.
 
     Args:

@@ -1,4 +1,4 @@
-"""Worklist: which case a reader gets next, and who holds what.
+"""Worklist: which case a reader gets next, and who holds what; `listing` shows all of it.
 
 The queue gives the most uncertain case first among those this reader has not read, not skipped, and
 nobody else holds. Images without a score come after all scored ones (scoring visits them first, so
@@ -17,14 +17,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, or_, select
 
 from dcaf_monai.server.annotation import Reader
-from dcaf_monai.server.database import Database, annotation_rows, images, leases, predictions, skips
-from dcaf_monai.server.readings import disagreeing, require_image
+from dcaf_monai.server.database import Database, annotation_rows, images, leases, skips
+from dcaf_monai.server.readings import require_image
 
 ORDERS = ("entropy", "mutual_information", "margin", "random")
-FILTERS = ("all", "unread", "read", "disagreement", "unscored", "skipped", "leased")
+"""In which cases are handed out."""
 LEASE_S = 1800.0
 _READER: TypeAdapter[str] = TypeAdapter(Reader)
 
@@ -40,15 +40,6 @@ class Lease:
     uid: str
     reader: str
     expires: datetime
-
-
-@dataclass(frozen=True)
-class Page:
-    """Part of the worklist: ``items`` from ``offset`` on, of ``total``."""
-
-    total: int
-    offset: int
-    items: list[dict[str, Any]]
 
 
 class Worklist:
@@ -135,54 +126,6 @@ class Worklist:
                 set_={"reason": insert.excluded.reason, "created": insert.excluded.created}))
             connection.execute(delete(leases).where(leases.c.uid == uid, leases.c.reader == reader))
 
-    def worklist(self, order: str = "entropy", filter: str = "all", *, reader: str | None = None,
-                 offset: int = 0, limit: int = 50) -> Page:
-        """One page of the worklist, the most uncertain first, images without a score last.
-
-        Args:
-            order: As for `next_case`.
-            filter: ``all``; ``read``, ``unread``, ``skipped`` (by the reader; by anybody when none
-                is named); ``leased``; ``unscored``; ``disagreement`` (waits for adjudication).
-            reader: Whose list it is.
-            offset: Items to pass over.
-            limit: Items to give, 1 to 500.
-
-        Returns:
-            Items of ``{uid, label, predictive_entropy, mutual_information, margin, model_version,
-            readers, read_by_me, leased_by_other, leased_by_me}``; label is the model's answer.
-
-        Raises:
-            ValueError: For an unknown order or filter, or a bad offset or limit.
-        """
-        if filter not in FILTERS:
-            raise ValueError(f"filter: need one of {', '.join(FILTERS)}, got {filter[:40]!r}.")
-        if offset < 0 or not 1 <= limit <= 500:
-            raise ValueError(f"page: need offset >= 0 and limit 1 to 500, got {offset}, {limit}.")
-        if reader is not None:
-            check_reader(reader)
-        now = time.time()
-        wanted = and_(images.c.state == "present", *_filtered(filter, reader, now))
-        key = _order_key(order)
-        page = (select(images.c.uid, images.c.ranked_by, images.c.entropy, images.c.mutual_information,
-                       images.c.margin, images.c.shuffle).where(wanted)
-                .order_by(*key).limit(limit).offset(offset)).subquery()
-        held = and_(leases.c.uid == page.c.uid, leases.c.expires > now)
-        readers = (select(func.count(annotation_rows.c.reader.distinct()))
-                   .where(annotation_rows.c.uid == page.c.uid).scalar_subquery())
-        mine = exists().where(annotation_rows.c.uid == page.c.uid, annotation_rows.c.reader == reader) \
-            if reader is not None else literal(False)
-        query = (select(page.c.uid, predictions.c.label, page.c.entropy.label("predictive_entropy"),
-                        page.c.mutual_information, page.c.margin, page.c.ranked_by.label("model_version"),
-                        readers.label("readers"), mine.label("read_by_me"),
-                        leases.c.reader.label("holder"))
-                 .outerjoin(predictions, and_(predictions.c.uid == page.c.uid,
-                                              predictions.c.model_version == page.c.ranked_by))
-                 .outerjoin(leases, held).order_by(*_order_key(order, page)))
-        with self.database.read() as connection:
-            total = connection.execute(select(func.count()).select_from(images).where(wanted)).scalar_one()
-            rows = connection.execute(query).mappings().all()
-        return Page(total, offset, [_item(dict(row), reader) for row in rows])
-
     def _take(self, connection: Connection, uid: str, reader: str, now: float,
               lease_s: float) -> Lease | None:
         insert = self.database.insert(leases).values(uid=uid, reader=reader, expires=now + lease_s)
@@ -213,26 +156,16 @@ def _check_lease_s(lease_s: float) -> None:
         raise ValueError(f"lease_s: need more than 0 and at most 86400 seconds, got {lease_s}.")
 
 
-def _order_key(order: str, table: Any = images) -> tuple[ColumnElement[Any], ...]:
-    if order not in ORDERS:
-        raise ValueError(f"order: need one of {', '.join(ORDERS)}, got {order[:40]!r}.")
-    if order == "random":
-        return (table.c.shuffle.asc(),)
-    score, shuffle = table.c[order], table.c.shuffle
-    if order == "margin":
-        return score.asc().nulls_last(), shuffle.asc()
-    return score.desc().nulls_last(), shuffle.desc()
-
-
 def _queues(order: str, model_version: str | None) -> list[Select[Any]]:
     """The queries to ask in turn: scored cases by their order, then the others; each walks one index."""
-    key = _order_key(order)
+    if order not in ORDERS:
+        raise ValueError(f"order: need one of {', '.join(ORDERS)}, got {order[:40]!r}.")
     present = select(images.c.uid).where(images.c.state == "present")
     if order == "random":
-        return [present.order_by(*key)]
-    score = images.c[order]
-    best = score.asc() if order == "margin" else score.desc()       # no NULLS LAST: nulls are filtered
-    scored = present.where(score.is_not(None)).order_by(best, key[1])
+        return [present.order_by(images.c.shuffle)]
+    score, shuffle = images.c[order], images.c.shuffle
+    best = (score.asc(), shuffle.asc()) if order == "margin" else (score.desc(), shuffle.desc())
+    scored = present.where(score.is_not(None)).order_by(*best)
     rest = present.where(score.is_(None)).order_by(images.c.shuffle)
     if model_version is None:
         return [scored, rest]
@@ -246,24 +179,3 @@ def _open_to(reader: str, now: float) -> tuple[ColumnElement[bool], ...]:
     return (~exists().where(annotation_rows.c.reader == reader, annotation_rows.c.uid == images.c.uid),
             ~exists().where(skips.c.uid == images.c.uid, skips.c.reader == reader),
             ~exists().where(leases.c.uid == images.c.uid, leases.c.reader != reader, leases.c.expires > now))
-
-
-def _filtered(filter: str, reader: str | None, now: float) -> tuple[ColumnElement[bool], ...]:
-    def by_reader(table: Any) -> ColumnElement[bool]:
-        mine = (table.c.reader == reader,) if reader is not None else ()
-        return exists().where(table.c.uid == images.c.uid, *mine)
-
-    conditions: dict[str, ColumnElement[bool]] = {
-        "unread": ~by_reader(annotation_rows), "read": by_reader(annotation_rows),
-        "skipped": by_reader(skips),
-        "unscored": images.c.ranked_by.is_(None), "disagreement": images.c.uid.in_(disagreeing()),
-        "leased": exists().where(leases.c.uid == images.c.uid, leases.c.expires > now)}
-    return (conditions[filter],) if filter != "all" else ()
-
-
-def _item(row: dict[str, Any], reader: str | None) -> dict[str, Any]:
-    """A worklist entry; who else holds a case is not told, only that somebody does."""
-    holder = row.pop("holder")
-    return {**row, "read_by_me": bool(row["read_by_me"]),
-            "leased_by_me": holder is not None and holder == reader,
-            "leased_by_other": holder is not None and holder != reader}
