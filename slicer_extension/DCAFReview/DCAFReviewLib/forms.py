@@ -36,7 +36,7 @@ def form_body(params: dict[str, Any]) -> Body:
 def upload_body(path: Path, params: dict[str, Any]) -> Body:
     """Form data with a file, which is read while it is sent."""
     boundary = uuid.uuid4().hex
-    suffix = "".join(re.findall(r"(\.nii\.gz|\.[A-Za-z]{2,5})$", path.name))
+    suffix = "".join(re.findall(r"(?i)(\.nii\.gz|\.[a-z]{2,5})$", path.name))
     head = (f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n\r\n{json.dumps(params)}\r\n'
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="image{suffix}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n").encode()

@@ -180,7 +180,8 @@ class Session(Cases):
         self._courier.close(LAST_WORD_S if self._errands.under_way(None) else 0.0)
 
     def _ask_session(self) -> None:
-        self._errands.ask(self._server.session, self._name, then=self._welcomed, failed=self._not_welcomed,
+        named = "" if self._server.address.token else self._name   # a token says itself whose it is
+        self._errands.ask(self._server.session, named, then=self._welcomed, failed=self._not_welcomed,
                           owner="session")
 
     def _welcomed(self, answer: dict[str, Any]) -> None:
