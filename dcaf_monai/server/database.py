@@ -77,11 +77,11 @@ images = Table(
     Index("images_path", "path"),
     Index("images_by_state", "state", "ranked_by", "readings"),
     Index("images_by_dispute", "state", "disputed"),
-    # One for each order of the worklist; its label at the end, so that a filter is answered within it.
-    Index("images_by_uid", "state", "uid", "label"),
-    Index("images_by_shuffle", "state", "shuffle", "label"),
-    Index("images_by_label", "state", "label", "shuffle"),
-    *(Index(f"images_by_{name}", "state", name, "shuffle", "label")
+    # One for each order of the worklist, with what its filters ask for: a deep page is found in it alone.
+    Index("images_by_uid", "state", "uid", "label", "disputed"),
+    Index("images_by_shuffle", "state", "shuffle", "label", "disputed", "uid"),
+    Index("images_by_label", "state", "label", "shuffle", "disputed", "uid"),
+    *(Index(f"images_by_{name}", "state", name, "shuffle", "label", "disputed", "uid")
       for name in ("score", "entropy", "mutual_information", "margin")))
 
 predictions = Table(

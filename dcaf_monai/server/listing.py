@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from dcaf_monai.server.database import Database, annotation_rows, images, leases, skips
 from dcaf_monai.server.worklist import check_reader
@@ -18,7 +18,10 @@ ORDERS = {"entropy": True, "mutual_information": True, "margin": False, "random"
 STATUSES = ("all", "unread", "mine", "read", "disagreement", "unscored", "skipped", "leased")
 
 _COLUMNS = {"random": "shuffle", "case": "uid"}
-_SHOWN = ("uid", "label", "score", "normalized_entropy", "mutual_information", "margin")
+_SHOWN = select(
+    images.c.uid, images.c.label, images.c.score, images.c.entropy.label("predictive_entropy"),
+    images.c.normalized_entropy, images.c.mutual_information, images.c.margin,
+    images.c.ranked_by.label("model_version"), images.c.disputed)
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,16 @@ class Listing:
         if reader is not None:
             check_reader(reader)
         now = time.time()
-        listed = [images.c.state == "present", *([images.c.label == label] if label is not None else [])]
-        wanted = and_(*listed, *_filtered(status, reader, now))
-        page = (select(*(images.c[name] for name in _SHOWN), images.c.entropy.label("predictive_entropy"),
-                       images.c.ranked_by.label("model_version"), images.c.disputed)
-                .where(wanted).order_by(*_order(order, descending)).limit(limit).offset(offset))
+        order_by = _order(order, descending)
+        page = (select(images.c.uid).where(*_filters(status, label, reader, now, walking=True))
+                .order_by(*order_by).limit(limit).offset(offset))
         with self.database.read() as connection:
-            total = connection.execute(select(func.count()).select_from(images).where(wanted)).scalar_one()
-            rows = [dict(row) for row in connection.execute(page).mappings()]
-            readers = _readers(connection, [row["uid"] for row in rows], now)
-        return Page(total, offset, [_item(row, reader, *readers[row["uid"]]) for row in rows])
+            total = _total(connection, status, label, reader, now)
+            uids = list(connection.execute(page).scalars()) if offset < total else []
+            rows = {row["uid"]: dict(row) for row in connection.execute(_SHOWN.where(images.c.uid.in_(uids)))
+                    .mappings()}
+            readers = _readers(connection, uids, now)
+        return Page(total, offset, [_item(rows[uid], reader, *readers[uid]) for uid in uids])
 
 
 def _order(order: str, descending: bool | None) -> tuple[ColumnElement[Any], ...]:
@@ -93,18 +96,41 @@ def _order(order: str, descending: bool | None) -> tuple[ColumnElement[Any], ...
         (key.asc().nulls_last(), shuffle.asc())
 
 
-def _filtered(status: str, reader: str | None, now: float) -> tuple[ColumnElement[bool], ...]:
+def _filters(status: str, label: str | None, reader: str | None, now: float, *,
+             walking: bool = False) -> list[ColumnElement[bool]]:
+    """Which images are asked for.
+
+    Args:
+        walking: The images are walked in an order, not counted. Labels are then compared through an
+            expression: without statistics SQLite would prefer the index of labels to that of the
+            order, and sort half the pool for one page.
+    """
+    answer = func.coalesce(images.c.label, "") if walking else images.c.label
+
     def named(table: Any) -> ColumnElement[bool]:
         """The image is in the table, under the reader's name when there is one."""
         return images.c.uid.in_(select(table.c.uid).where(*(
             [table.c.reader == reader] if reader is not None else [])))
 
     read = named(annotation_rows) if reader is not None else images.c.readings > 0
+    unread = ~exists().where(annotation_rows.c.uid == images.c.uid, *(
+        [annotation_rows.c.reader == reader] if reader is not None else []))
     conditions: dict[str, ColumnElement[bool]] = {
-        "unread": ~read, "read": read, "mine": read, "skipped": named(skips),
-        "unscored": images.c.ranked_by.is_(None), "disagreement": images.c.disputed.is_(True),
+        "unread": unread, "read": read, "mine": read, "skipped": named(skips),
+        "unscored": answer == "" if walking else answer.is_(None),
+        "disagreement": images.c.disputed.is_(True),
         "leased": images.c.uid.in_(select(leases.c.uid).where(leases.c.expires > now))}
-    return (conditions[status],) if status != "all" else ()
+    return [images.c.state == "present", *([answer == label] if label is not None else []),
+            *([conditions[status]] if status != "all" else [])]
+
+
+def _total(connection: Connection, status: str, label: str | None, reader: str | None, now: float) -> int:
+    """How many images pass; the unread are all but the read, who are counted without a look at the others."""
+    def count(status: str) -> int:
+        return connection.execute(select(func.count()).select_from(images).where(
+            *_filters(status, label, reader, now))).scalar_one()
+
+    return count("all") - count("read") if status == "unread" else count(status)
 
 
 def _readers(connection: Connection, uids: list[str],
