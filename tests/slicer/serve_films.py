@@ -24,18 +24,21 @@ READERS = (("ada", "reader"), ("bob", "reader"), ("chief", "admin"))
 def main(folder: Path, port: int, wish: dict) -> None:
     """Prepares the folder once, then serves it until it is told to stop."""
     model, tokens, told = folder / "model.safetensors", folder / "tokens", folder / "told.json"
+    cutoffs = folder / "cutoffs.json"
     if not told.exists():
         studies(folder / "studies", wish.get("films", 6))
         if wish.get("data"):
             write_films(folder / "data", 16, seed=3, shapes=((96, 80), (80, 112)))
         if wish.get("model"):
-            tiny_model(model)
+            version = tiny_model(model).version
+            cutoffs.write_text(json.dumps({"model_version": version, "cutoffs": wish.get("cutoffs", {})}))
         keys = {name: new_token(tokens, name, role) for name, role in READERS} if wish.get("tokens") else {}
         told.write_text(json.dumps({"tokens": keys, "classes": list(TASK.classes)}))
     print(told.read_text(), flush=True)
     serve(folder / "studies", model if wish.get("model") else None, port=port, task=TASK.name,
           token_file=tokens if wish.get("tokens") else None,
           data=folder / "data" / "labels.csv" if wish.get("data") else None,
+          cutoffs=cutoffs if wish.get("cutoffs") else None,
           auto_score=bool(wish.get("score")))
 
 

@@ -28,7 +28,8 @@ class Served:
     """A DCAF server in a process of its own; use as a context manager.
 
     Args:
-        wish: For ``serve_films.py``: ``films`` (count), ``model``, ``tokens``, ``data``, ``score``.
+        wish: For ``serve_films.py``: ``films`` (count), ``model``, ``tokens``, ``data``, ``score``,
+            ``cutoffs`` ({class: probability}).
         environment: Added to the process's environment.
     """
 
