@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from dcaf_monai.checkpoint import (
 )
 
 Notify = Callable[[str, int, int, str], None]
+Learned = Callable[[Sequence[Mapping[str, float]]], None]
+"""Told every epoch so far, ``{"epoch", "train_loss", "validation_nll"}`` each, after each of them."""
 
 
 class TrainStopped(TrainError):
@@ -200,6 +202,7 @@ class Loop:
     seed: int = 0
     device: torch.device = torch.device("cpu")
     notify: Notify | None = None
+    learned: Learned | None = None
     stop: Callable[[], bool] | None = None
     workers: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -305,6 +308,8 @@ class Loop:
             self.history.append({"epoch": engine.state.epoch, "train_loss": loss, "validation_nll": nll})
             if rank == 0:
                 self._save(engine, optimizer, average, early)
+            if self.learned:
+                self.learned(self.history)
             if self.notify:
                 self.notify("train", engine.state.epoch, self.recipe.epochs, f"validation NLL {nll:.4f}")
 

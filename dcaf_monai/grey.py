@@ -88,8 +88,8 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 def percentile_window(values: np.ndarray) -> tuple[float, float]:
-    """``(centre, width)`` from the 0.5th to the 99.5th percentile of about 500 x 500 of the pixels."""
-    step = max(1, max(values.shape) // 500)
+    """``(centre, width)`` from the 0.5th to the 99.5th percentile of about 250 x 250 of the pixels."""
+    step = max(1, max(values.shape) // 250)
     low, high = np.percentile(values[::step, ::step], (0.5, 99.5))
     return float(low + high) / 2, float(high - low) or 1.0
 

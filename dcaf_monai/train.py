@@ -40,7 +40,16 @@ from dcaf_monai.batches import FusionAndHead, OnFeatures, OnInputs
 from dcaf_monai.calibration import Criterion, fit_operating_points, fit_temperature
 from dcaf_monai.checkpoint import TrainError
 from dcaf_monai.cohort import Case, Cohort
-from dcaf_monai.engine import FROM_SCRATCH, Loop, Notify, Outcome, Recipe, TrainStopped, process_place
+from dcaf_monai.engine import (
+    FROM_SCRATCH,
+    Learned,
+    Loop,
+    Notify,
+    Outcome,
+    Recipe,
+    TrainStopped,
+    process_place,
+)
 from dcaf_monai.features import CachedFeatures, CacheError, Inputs, feature_cache, input_cache
 from dcaf_monai.model import Model, ModelError, load_model, new_version, weights_sha256
 from dcaf_monai.network import DualCrossAttentionFusion
@@ -85,7 +94,7 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         recipe: Recipe | None = None, epochs: int | None = None, batch_size: int | None = None,
         samples: int = 50, seed: int = 0, device: str = "cpu", cache: Path | None = None,
         criterion: Criterion = "sensitivity", target: float = 0.9, resume: bool = True,
-        init_from: Model | None = None, progress: Notify | None = None,
+        init_from: Model | None = None, progress: Notify | None = None, learned: Learned | None = None,
         stop: Callable[[], bool] | None = None) -> FitResult:
     """Train, calibrate, judge, and publish if better. The same call after a kill goes on where it was.
 
@@ -113,6 +122,7 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         init_from: Start from this model's weights, network and preprocessing; ``backbones``,
             ``weights``, ``shape`` and ``preprocessing`` are then not used.
         progress: Told (stage, done, total, note); stages are read, features, train and check.
+        learned: Told the history so far (see `FitResult`) after every epoch, before ``progress`` is.
         stop: Asked after every step; True ends the training with `TrainStopped`.
 
     Raises:
@@ -140,7 +150,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
                    cache or work_folder(out) / "cache", notify)
         network = _start(init_from, cohort, backbones, weights, shape or {}, seed)
         job.read(init_from.preprocessing if init_from else preprocessing or Preprocessing())
-        outcome = job.train(network, resume=resume, stop=stop)
+        outcome = job.train(network, resume=resume, stop=stop,
+                            learned=learned if process_place()[0] == 0 else None)
         model = job.calibrate(network, outcome, samples=samples, criterion=criterion, target=target,
                               origin=_origin(weights, init_from), started=started)
         verdict = job.judge(model)
@@ -182,7 +193,7 @@ class _Job:
                                  f"{', '.join(lost)}; {len(refused)} files cannot be read. The first: "
                                  f"{refused[0][1]}")
 
-    def train(self, network: DualCrossAttentionFusion, *, resume: bool,
+    def train(self, network: DualCrossAttentionFusion, *, resume: bool, learned: Learned | None,
               stop: Callable[[], bool] | None) -> Outcome:
         """Train in place; afterwards the network holds the best state and is in eval mode."""
         run = self._fingerprint(network)
@@ -205,7 +216,7 @@ class _Job:
         loop = Loop(learner, data, torch.from_numpy(self.labels[self.training]),
                     DataLoader(held, sampler=batches, batch_size=None), len(self.cohort.task.classes),
                     self.recipe, self._checkpoint, run, trunk=frozenset(trunk), seed=self.seed,
-                    device=self.device, notify=self.notify, stop=stop,
+                    device=self.device, notify=self.notify, learned=learned, stop=stop,
                     workers=2 if self.mode == "full" and self.device.type == "cuda" else 0)
         outcome = loop.train(resume=resume)
         network.load_state_dict({**network.state_dict(), **outcome.best})

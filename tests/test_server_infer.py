@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import nibabel
 import nrrd
 import numpy as np
 import PIL.Image
@@ -102,6 +103,38 @@ def test_the_heat_map_comes_on_its_own_grid_in_the_images_space(client: httpx.Cl
     assert values.dtype == np.float32
     assert np.allclose(np.squeeze(values).T, heat.values, atol=1e-5)
     assert np.allclose(np.linalg.norm(header["space directions"][0]), heat.geometry.spacing_mm[1], atol=1e-4)
+
+
+def test_the_heat_of_an_uploaded_oblique_nifti_slice_lies_where_its_slice_lies(client: httpx.Client,
+                                                                               tmp_path: Path) -> None:
+    """Against a picture of the same pixels, whose map lies in pixel indices: columns +x, rows +y."""
+    turn = np.linalg.qr(np.array([[1.0, 0.2, -0.3], [0.1, 0.9, 0.4], [0.5, -0.2, 0.8]]))[0]
+    affine = np.eye(4)                                  # RAS; the network is fed by true proportions: 0.6 x 0.6 mm
+    affine[:3, :3], affine[:3, 3] = turn * [0.6, 0.6, 3.0], [12.0, -34.0, 56.0]
+    columns, rows = 110, 70
+    pixels = (np.add.outer(3 * np.arange(rows), np.arange(columns)) % 251).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(pixels.T[:, :, None], affine), tmp_path / "slice.nii")
+    PIL.Image.fromarray(pixels).save(tmp_path / "slice.png")
+    heats, headers = [], []
+    for name in ("slice.png", "slice.nii"):
+        upload = {"file": (name, (tmp_path / name).read_bytes())}
+        wish = {"params": json.dumps({"class": TASK.classes[0]})}
+        found = parts(client.post("/infer/dcaf", params={"output": "all"}, data=wish,
+                                  files=upload).raise_for_status())
+        assert json.loads(found["params"][1])["image"]["shape"] == [rows, columns]
+        (tmp_path / "heat.nrrd").write_bytes(found["image"][1])
+        heat, header = nrrd.read(str(tmp_path / "heat.nrrd"))
+        assert header["space"] == "left-posterior-superior"
+        heats.append(heat)
+        headers.append(header)
+    np.testing.assert_allclose(heats[1], heats[0], atol=1e-5)
+    to_slice = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    drawn, placed = headers
+    np.testing.assert_allclose(placed["space origin"], (to_slice @ [*drawn["space origin"], 1])[:3],
+                               atol=1e-4)
+    for axis in (0, 1):
+        np.testing.assert_allclose(placed["space directions"][axis],
+                                   to_slice[:3, :3] @ drawn["space directions"][axis], atol=1e-4)
 
 
 def test_a_png_shows_the_map_on_the_picture(client: httpx.Client) -> None:

@@ -60,6 +60,8 @@ def test_training_learns_what_readers_said_and_ranks_the_pool_again(server: Serv
     assert client.get("/dcaf/training").json()["state"] == "idle"
     before = client.get("/model/info/dcaf").json()["checksum"]
     assert len(label_everything(client)) == 8
+    client.post("/scoring/dcaf", params={"run_sync": True}).raise_for_status()
+    session = client.get("/dcaf/session").raise_for_status().json()
     started = client.post("/train/dcaf", json=SETTINGS | {"client_id": "stock", "device": "cuda"})
     assert started.raise_for_status().json()["status"] in ("SUBMITTED", "RUNNING")
     assert client.post("/train/dcaf", json=SETTINGS).status_code == 429
@@ -73,6 +75,13 @@ def test_training_learns_what_readers_said_and_ranks_the_pool_again(server: Serv
         time.sleep(0.1)
         task = client.get("/train/").json()
     assert task["status"] == "DONE", task
+    assert [point["epoch"] for point in told["curve"]] == [1, 2]
+    assert all(point["train_loss"] > 0 and point["validation_nll"] > 0 for point in told["curve"])
+    assert told["previous_version"] == session["model"]["version"]
+    since = {"since": told["previous_version"]}
+    changed = client.get("/dcaf/changes", params=since).raise_for_status().json()
+    assert changed["from"] == told["previous_version"] and changed["compared"] == 8
+    assert client.get("/dcaf/session").json()["training"]["curve"] == told["curve"]
     after = client.get("/model/info/dcaf").json()["checksum"]
     assert (after != before) == (told["state"] == "published")
     if told["state"] == "published":
@@ -84,10 +93,11 @@ def test_training_learns_what_readers_said_and_ranks_the_pool_again(server: Serv
 def test_a_stopped_training_leaves_the_model_alone(server: ServerProcess, client: httpx.Client) -> None:
     before = client.get("/model/info/dcaf").json()["checksum"]
     client.post("/train/dcaf", json=SETTINGS | {"epochs": 500}).raise_for_status()
-    server._wait(lambda: server.children())
+    server._wait(lambda: client.get("/dcaf/training").json().get("curve"))      # told while it runs
     stopped = client.delete("/train/").raise_for_status().json()
     assert stopped["status"] == "STOPPED"
     server._wait(lambda: client.get("/dcaf/training").json()["state"] == "stopped")
+    assert client.get("/dcaf/training").json()["curve"][0]["epoch"] == 1
     assert not server.children()
     assert client.get("/model/info/dcaf").json()["checksum"] == before
     assert client.delete("/train/").json() == {"message": "train: nothing was running."}

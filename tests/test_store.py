@@ -130,6 +130,30 @@ def test_each_model_version_keeps_its_prediction_and_the_last_one_ranks(store: S
     assert store.prediction("d.nii.gz") == {}
 
 
+def test_what_a_new_model_says_otherwise_is_told_largest_change_first(store: Store) -> None:
+    full = 1.0986122886681098
+    for uid, before, after in (("a.png", (0.5 * full, (0.7, 0.2, 0.1)), (0.4 * full, (0.7, 0.2, 0.1))),
+                               ("d.nii.gz", (0.2 * full, (0.7, 0.2, 0.1)), (0.9 * full, (0.2, 0.7, 0.1))),
+                               ("e.tiff", (0.3 * full, (0.7, 0.2, 0.1)), (0.5 * full, (0.1, 0.2, 0.7)))):
+        for version, (entropy, probabilities) in (("v1", before), ("v2", after)):
+            store.save_prediction(uid, prediction(version, entropy=entropy, probabilities=probabilities))
+    store.save_prediction("ward/b.PNG", prediction("v1"))               # not predicted by the other
+    told = store.changes("v1", "v2", limit=2)
+    assert (told["from"], told["to"], told["compared"], told["answers_changed"]) == ("v1", "v2", 3, 2)
+    assert told["mean_entropy_before"] == pytest.approx(1 / 3)
+    assert told["mean_entropy_after"] == pytest.approx(0.6)
+    first, second = told["items"]
+    assert first == {"uid": "d.nii.gz", "label_before": "covid", "label_after": "normal",
+                     "entropy_before": pytest.approx(0.2), "entropy_after": pytest.approx(0.9)}
+    assert (second["uid"], second["label_after"]) == ("e.tiff", "viral_pneumonia")
+    store.remove_image("d.nii.gz")
+    assert store.changes("v1", "v2")["items"][0]["uid"] == "e.tiff"
+    nothing = store.changes("v0", "v2")
+    assert nothing["compared"] == 0 and nothing["mean_entropy_before"] is None and nothing["items"] == []
+    with pytest.raises(ValueError, match="limit: need 1 to 500"):
+        store.changes("v1", "v2", limit=0)
+
+
 @pytest.mark.parametrize("document", [
     {}, {"prediction": [], "model": {"version": "1"}},
     {"prediction": [{"label": "covid"}], "model": {"version": "1"}},

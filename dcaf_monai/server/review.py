@@ -168,8 +168,18 @@ def export(format: Literal["json", "csv"] = "json") -> Response:
 
 @router.get("/training")
 def training() -> dict[str, Any]:
-    """How far training is: ``state``, ``message``, ``epoch``, ``validation_nll``, verdict."""
+    """How far training is: ``state``, ``message``, ``curve``, verdict; see `Training.progress`."""
     return app_instance().training.progress()
+
+
+@router.get("/changes")
+def changes(since: Annotated[str, Query(min_length=1, max_length=128)],
+            limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
+    """What the present model says otherwise than the version ``since``; see `Scores.changes`."""
+    model = app_instance().model
+    if not model.exists:
+        raise HTTPException(404, "model: need a trained model, got none yet. Train one first.")
+    return _asked(lambda: _store().changes(since, model.predictor().model.version, limit=limit))
 
 
 def _store() -> Store:

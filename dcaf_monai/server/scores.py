@@ -123,6 +123,44 @@ class Scores:
                                             .scalar_subquery() for name in SCORES}))
         return changed.rowcount
 
+    def changes(self, since: str, now: str, *, limit: int = 50) -> dict[str, Any]:
+        """How the answers of one model version differ from another's, on images both have predicted.
+
+        Args:
+            since: The earlier version.
+            now: The later one.
+            limit: Items to give, 1 to 500.
+
+        Returns:
+            ``from``, ``to``, ``compared`` images, ``answers_changed`` among them,
+            ``mean_entropy_before`` and ``mean_entropy_after`` (null when nothing is compared), and
+            ``items`` of ``{uid, label_before, label_after, entropy_before, entropy_after}``, the
+            largest change of entropy first. Entropies are normalized, 0 to 1.
+
+        Raises:
+            ValueError: For a limit out of range.
+        """
+        if not 1 <= limit <= 500:
+            raise ValueError(f"limit: need 1 to 500, got {limit}.")
+        old, new = predictions.alias("old"), predictions.alias("new")
+        before, after = old.c.normalized_entropy, new.c.normalized_entropy
+        both = (select(old.c.uid, old.c.label.label("label_before"), new.c.label.label("label_after"),
+                       before.label("entropy_before"), after.label("entropy_after"))
+                .join(new, new.c.uid == old.c.uid).join(images, images.c.uid == old.c.uid)
+                .where(old.c.model_version == since, new.c.model_version == now,
+                       images.c.state == "present"))
+        compared = both.subquery()
+        other = compared.c.label_before != compared.c.label_after
+        with self.database.read() as connection:
+            count, changed, mean_before, mean_after = connection.execute(select(
+                func.count(), func.count().filter(other), func.avg(compared.c.entropy_before),
+                func.avg(compared.c.entropy_after)).select_from(compared)).one()
+            items = connection.execute(both.order_by(
+                func.abs(after - before).desc().nulls_last(), old.c.uid).limit(limit)).mappings().all()
+        return {"from": since, "to": now, "compared": count, "answers_changed": changed,
+                "mean_entropy_before": mean_before, "mean_entropy_after": mean_after,
+                "items": [dict(item) for item in items]}
+
     def save_failure(self, uid: str, model_version: str, error: ImageError) -> None:
         """Records that this model could not score this image, so that a run goes on and can resume."""
         with self.database.write() as connection:

@@ -64,7 +64,9 @@ class Training(TrainTask):
 
         Returns:
             ``state`` (one of `STATES`) and ``message``; as far as it got ``stage``, ``done``,
-            ``total``, ``note``, ``candidate_nll``, ``published_nll``, ``version``.
+            ``total``, ``note``, ``curve`` (``{"epoch", "train_loss", "validation_nll"}`` of every epoch so
+            far), ``previous_version`` (null for a first training), ``candidate_nll``,
+            ``published_nll``, ``version``.
         """
         try:
             told = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
@@ -93,26 +95,33 @@ class Training(TrainTask):
             datastore: The store whose labels are learnt.
 
         Returns:
-            ``published``, ``message``, ``candidate_nll``, ``published_nll``, ``version``.
+            ``published``, ``message``, ``candidate_nll``, ``published_nll``, ``version``,
+            ``previous_version``, ``curve``.
 
         Raises:
             SystemExit: When training is not possible; `progress` says why.
         """
+        known: dict[str, Any] = {"curve": [], "previous_version": None}
+
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             message = f"{stage} {done} of {total}" + (f", {note}" if note else "")
-            self.announce("running", message, stage=stage, done=done, total=total, note=note)
+            self.announce("running", message, stage=stage, done=done, total=total, note=note, **known)
 
         try:
+            recipe = self._recipe(request)
+            if "init_from" in recipe:
+                known["previous_version"] = recipe["init_from"].version
             result = fit(self._cohort(datastore), out=self._out(), device=self._device, progress=progress,
-                         **self._recipe(request))
+                         learned=lambda history: known.update(curve=list(history)), **recipe)
         except (TrainError, WeightsError, ModelError, StoreError, ValueError) as error:
-            self.announce("failed", str(error))
+            self.announce("failed", str(error), **known)
             raise SystemExit(1) from error
         verdict = result.verdict
         answer = {"published": verdict.published, "message": verdict.reason, "version": result.model.version,
-                  "candidate_nll": verdict.candidate_nll, "published_nll": verdict.published_nll}
+                  "candidate_nll": verdict.candidate_nll, "published_nll": verdict.published_nll, **known}
         if verdict.published:
-            self.announce("ranking", f"{verdict.reason} Ranking the pool by it.")
+            self.announce("ranking", f"{verdict.reason} Ranking the pool by it.", **{
+                name: answer[name] for name in ("version", *known)})
         else:
             self.settle(answer)
         return answer
