@@ -54,15 +54,23 @@ def test_settings_are_temporary_and_the_same_for_everyone():
     assert slicer.app.settings().value("DCAF/Test") is None
 
 
-def test_the_application_answers_as_slicer_510_in_testing_mode():
+def test_the_application_answers_as_slicer_510():
     assert (slicer.app.majorVersion, slicer.app.minorVersion) == (5, 10)
-    assert slicer.app.testingEnabled() is True
     assert slicer.app.mrmlScene() is slicer.mrmlScene
     assert slicer.util.mainWindow() is fixture.main_window()
     with pytest.raises(AttributeError):
         slicer.app.majorVersion = 6
     with pytest.raises(AttributeError):
         _ = slicer.modules.segmenteditor
+
+
+def test_a_question_of_slicer_util_is_put_to_the_test_and_never_answered_by_itself():
+    with fixture.answering(qt.QMessageBox.Yes, qt.QMessageBox.No) as asked:
+        assert slicer.util.confirmYesNoDisplay("Send pictures?") is True
+        assert slicer.util.confirmYesNoDisplay("Again?") is False
+    assert [question.text for question in asked] == ["Send pictures?", "Again?"]
+    with pytest.raises(fixture.Unanswered):
+        slicer.util.confirmYesNoDisplay("Send pictures?")
 
 
 def test_the_dicom_database_gives_files_and_values_of_instances(tmp_path):

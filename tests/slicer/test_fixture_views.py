@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import fixture
 import numpy as np
 import pytest
@@ -149,6 +154,22 @@ def test_linked_views_move_together():
     drag("Left", (200, 200), (150, 200), qt.Qt.RightButton)
     widths = [layouts.sliceWidget(name).mrmlSliceNode().GetFieldOfView()[0] for name in ("Left", "Right")]
     assert widths[0] == pytest.approx(widths[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems always have OpenGL")
+def test_a_machine_without_opengl_is_told_what_to_install():
+    # In a process of its own, where no EGL driver is found and OSMesa, if there is one, is hidden.
+    code = ("import ctypes, fixture; real = ctypes.CDLL\n"
+            "def load(name, *rest):\n"
+            "    if 'OSMesa' in str(name): raise OSError(name)\n"
+            "    return real(name, *rest)\n"
+            "ctypes.CDLL = load; fixture.start()")
+    environment = {**os.environ, "__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent",
+                   "VTK_DEFAULT_OPENGL_WINDOW": "vtkEGLRenderWindow"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parent,
+                           capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "need OpenGL that draws without a display" in ended.stderr and "libegl1" in ended.stderr
 
 
 # Layouts.
