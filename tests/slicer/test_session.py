@@ -520,13 +520,13 @@ def test_training_re_ranks_the_pool_and_says_what_changed(films: Served, tmp_pat
         until(session, lambda: session.training.running)
         session.train("frozen")
         until(session, lambda: session.notice.severity == "warning")
-        until(session, lambda: session.training.stage and session.training.total)
         session.stop_training()
         until(session, lambda: session.training.state == "stopped")
         assert chief.session()["model"]["version"] == version
         session.train("frozen")
-        until(session, lambda: session.training.state in ("published", "refused"), 120)
+        until(session, lambda: session.training.state in ("published", "refused", "failed"), 150)
         told = session.training
+        assert told.state != "failed", told
         assert told.candidate_nll > 0 and told.message in session.notice.text
         assert [entry["epoch"] for entry in told.curve][:2] == [1, 2]
         if told.state == "published":

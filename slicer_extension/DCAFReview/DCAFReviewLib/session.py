@@ -283,17 +283,21 @@ class Session(Cases):
         over = not now.running and (now.state, now.version) != (before.state, before.version)
         if over and tell:
             self._say(now.message, "info" if now.state == "published" else "warning")
-        if over and now.state == "published":
-            if now.previous_version:
-                self._errands.ask(self._server.changes, now.previous_version, then=self._changed,
-                                  failed=self._failed)
-            if tell:
-                self._ask_session()
-                self._refresh()
+        if now.state != "published":
+            return
+        if over and now.previous_version:
+            self._errands.ask(self._server.changes, now.previous_version, then=self._changed,
+                              failed=self._failed)
+        elif now.version != (self.connection.model or {}).get("version") \
+                and not self._errands.under_way("session"):
+            self._ask_session()
+        if over and tell:
+            self._refresh()
 
     def _changed(self, changes: dict[str, Any]) -> None:
         self.training.changes = changes
         self._mark("training")
+        self._ask_session()   # only now: the request that meets a new model first is the one that loads it
 
     def _look_in_journal(self) -> None:
         if self._outbox.look(self.connection.url):
