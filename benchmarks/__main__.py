@@ -23,6 +23,7 @@ TABLES = {
     "reading": "File to network input",
     "serving": "Over HTTP",
     "store": "Store",
+    "worklist": "Worklist",
 }
 DOC = Path(__file__).resolve().parents[1] / "docs/performance.md"
 

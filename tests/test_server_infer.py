@@ -109,7 +109,7 @@ def test_the_heat_of_an_uploaded_oblique_nifti_slice_lies_where_its_slice_lies(c
                                                                                tmp_path: Path) -> None:
     """Against a picture of the same pixels, whose map lies in pixel indices: columns +x, rows +y."""
     turn = np.linalg.qr(np.array([[1.0, 0.2, -0.3], [0.1, 0.9, 0.4], [0.5, -0.2, 0.8]]))[0]
-    affine = np.eye(4)                                  # RAS; the network is fed by true proportions: 0.6 x 0.6 mm
+    affine = np.eye(4)      # RAS; 0.6 x 0.6 mm, because the network is fed by true proportions
     affine[:3, :3], affine[:3, 3] = turn * [0.6, 0.6, 3.0], [12.0, -34.0, 56.0]
     columns, rows = 110, 70
     pixels = (np.add.outer(3 * np.arange(rows), np.arange(columns)) % 251).astype(np.uint8)

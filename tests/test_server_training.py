@@ -98,7 +98,7 @@ def test_a_stopped_training_leaves_the_model_alone(server: ServerProcess, client
     assert stopped["status"] == "STOPPED"
     server._wait(lambda: client.get("/dcaf/training").json()["state"] == "stopped")
     assert client.get("/dcaf/training").json()["curve"][0]["epoch"] == 1
-    assert not server.children()
+    server._wait(lambda: not server.children(), timeout_s=10)
     assert client.get("/model/info/dcaf").json()["checksum"] == before
     assert client.delete("/train/").json() == {"message": "train: nothing was running."}
 
