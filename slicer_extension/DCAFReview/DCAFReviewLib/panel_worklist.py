@@ -6,7 +6,7 @@ import qt
 
 from DCAFReviewLib.reading import SURE, UNSURE
 
-COLUMNS = ("Case", "Model says", "Probability", "Entropy", "Status", "Read by")
+COLUMNS = ("Case", "Model says", "Prob.", "Entropy", "Status", "Read by")
 CASE, LABEL, SCORE, ENTROPY, STATUS, READERS = range(len(COLUMNS))
 ORDER_OF_COLUMN = {CASE: "case", LABEL: "label", SCORE: "score", ENTROPY: "entropy"}
 """The server sorts, since a page is a small part of the list."""
@@ -36,10 +36,11 @@ class WorklistPanel:
         table.setColumnCount(len(COLUMNS))
         table.setHorizontalHeaderLabels(list(COLUMNS))
         table.verticalHeader().hide()
-        table.setMinimumHeight(230)
+        table.setMinimumHeight(170)
+        table.verticalHeader().setDefaultSectionSize(22)
         header = table.horizontalHeader()
         header.setStretchLastSection(True)
-        for column, width in ((CASE, 92), (LABEL, 84), (SCORE, 74), (ENTROPY, 84), (STATUS, 62)):
+        for column, width in ((CASE, 82), (LABEL, 80), (SCORE, 46), (ENTROPY, 58), (STATUS, 50)):
             table.setColumnWidth(column, width)
         header.connect("sectionClicked(int)", self._sort)
         table.connect("cellDoubleClicked(int,int)", self._open)
@@ -101,7 +102,7 @@ class WorklistPanel:
         table, scored = self._ui.worklistTable, item["label"] is not None and not blind
         status = {"leased": "being read", "disagreement": "differ"}.get(item["status"], item["status"])
         texts = {CASE: short(item["uid"]), LABEL: titles.get(item["label"], item["label"]) if scored else "",
-                 SCORE: f"{item['score']:.1%}" if scored else "", STATUS: status,
+                 SCORE: f"{item['score']:.0%}" if scored else "", STATUS: status,
                  READERS: ", ".join(item["read_by"])}
         for column, text in texts.items():
             cell = qt.QTableWidgetItem(text)
@@ -137,7 +138,7 @@ class WorklistPanel:
 
 def short(uid: str) -> str:
     """The end of a long name, which is where UIDs of one archive differ."""
-    return uid if len(uid) <= 14 else "\u2026" + uid[-12:]
+    return uid if len(uid) <= 12 else "\u2026" + uid[-8:]
 
 
 def _entropy_bar(share: float) -> object:

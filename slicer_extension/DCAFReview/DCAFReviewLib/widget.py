@@ -21,8 +21,11 @@ TICK_MS = 40
 """How often replies are collected while the module is shown."""
 AWAY_MS = 1000
 """The same while another module is shown: leases are renewed and the journal is sent all the same."""
-MAPS = {"class_activation": "Class activation", "attention_first": "Attention, first trunk",
-        "attention_second": "Attention, second trunk", "gate": "Gate", "spatial": "Spatial attention"}
+MAPS = {"class_activation": ("Class activation", "logit per cell"),
+        "attention_first": ("Attention, first trunk", "1 = even"),
+        "attention_second": ("Attention, second trunk", "1 = even"),
+        "gate": ("Gate", "share, second trunk"), "spatial": ("Spatial attention", "weight")}
+"""Title and, for the legend, unit of each map; the whole sentence about the unit is the server's."""
 STATES = {"off": ("#999999", "Not connected"), "connecting": ("#E69F00", "Connecting \u2026"),
           "on": ("#009E73", "Connected"), "lost": ("#D55E00", "Connection lost")}
 SETTINGS = {"url": "DCAFReview/Address", "token": "DCAFReview/Token", "reader": "DCAFReview/Reader",
@@ -157,7 +160,7 @@ class ReviewWidget:
         blocked = ui.mapBox.blockSignals(True)
         ui.mapBox.clear()
         for kind in connection.maps:
-            ui.mapBox.addItem(MAPS.get(kind, kind), kind)
+            ui.mapBox.addItem(MAPS.get(kind, (kind, ""))[0], kind)
         ui.mapBox.setCurrentIndex(max(ui.mapBox.findText(chosen), 0))
         ui.mapBox.blockSignals(blocked)
         self._offer_classify()
@@ -185,17 +188,16 @@ class ReviewWidget:
         self._answer.show_case()
         document = case.document if case is not None else None
         for button in (ui.copyButton, ui.saveButton):
-            button.enabled = bool(document) and case.revealed
+            button.enabled = case is not None
         ui.exportButton.enabled = bool(self._session.sent)
         classes = [answer["label"] for answer in document["prediction"]] if document else []
         if [ui.explainBox.itemData(i) for i in range(ui.explainBox.count)] != classes:
             titles = dict(self._session.connection.classes)
             blocked = ui.explainBox.blockSignals(True)
             ui.explainBox.clear()
-            for label in classes if case.revealed else ():
+            for label in classes:
                 ui.explainBox.addItem(titles.get(label, label), label)
             ui.explainBox.blockSignals(blocked)
-        ui.mapLabel.text = case.map_note if case is not None and case.revealed else ""
         if case is not None:
             self._worklist.show_open(case.uid)
 
@@ -233,8 +235,8 @@ class ReviewWidget:
             return
         self._look()
         fields = case.heat.fields
-        self._logic.show_heat(case.heat, scale=float(fields["scale"]), unit=fields["unit"],
-                              title=MAPS.get(case.map_kind, case.map_kind))
+        title, unit = MAPS.get(case.map_kind, (case.map_kind, ""))
+        self._logic.show_heat(case.heat, scale=float(fields["scale"]), unit=unit, title=title)
         ui.mapLabel.text = case.map_note or fields["unit"]
         self._report_look()
 
@@ -278,6 +280,8 @@ class ReviewWidget:
 
     def _look(self) -> None:
         ui = self._ui
+        if not ui.colourBox.currentText:    # Slicer refills the box while it binds the parameter node
+            return
         self._logic.look(ui.opacitySlider.value, ui.thresholdSlider.value, ui.colourBox.currentText)
         self._logic.legend(ui.legendCheck.checked)
         self._report_look()
@@ -319,13 +323,15 @@ class ReviewWidget:
         allowed = (settings.value(SETTINGS["sends"]) or "").split("\n")
         if url in allowed:
             return True
-        sure = slicer.util.confirmYesNoDisplay(
+        # Not slicer.util.confirmYesNoDisplay: in the application's testing mode that says yes by itself.
+        sure = qt.QMessageBox.question(
+            slicer.util.mainWindow(), "DCAF Review",
             f"Send pictures from this application to {urlsplit(url).netloc}? The pixels and their geometry "
             "are sent, without the DICOM header; burned-in text goes with them. The server answers and does "
-            "not keep them.", windowTitle="DCAF Review")
+            "not keep them.", qt.QMessageBox.Yes | qt.QMessageBox.No) == qt.QMessageBox.Yes
         if sure:
             settings.setValue(SETTINGS["sends"], "\n".join([*filter(None, allowed), url]))
-        return bool(sure)
+        return sure
 
     def _copy(self) -> None:
         slicer.app.clipboard().setText(self._case.text())
