@@ -29,6 +29,7 @@ CURVES = {"train_loss": ("Training loss", (0.35, 0.35, 0.35)),
           "validation_nll": ("Validation NLL", (0.84, 0.37, 0.0))}
 SINGLE_FILE = 4  # vtkSlicerVolumesLogic::AddArchetypeVolume, bit 2
 LEGEND_WIDTH = 26
+LEGEND_FONT = 14
 
 
 class ReviewLogic:
@@ -161,6 +162,8 @@ class ReviewLogic:
         legend.SetTitleText("\n".join([title, *_lines(unit)]))
         legend.SetNumberOfLabels(3)
         legend.SetLabelFormat("%.3g")
+        legend.GetTitleTextProperty().SetFontSize(LEGEND_FONT)
+        legend.GetLabelTextProperty().SetFontSize(LEGEND_FONT)
         legend.SetSize(0.12, 0.4)
         legend.SetPosition(0.97, 0.5)
         self.legend(self._legend)
@@ -273,6 +276,7 @@ class ReviewLogic:
     def clear(self) -> None:
         """Takes every node of ours, the exported files and all observers away."""
         self._markings.stop_placing()
+        self._nodes.drop("heat")  # first: its legend needs the colours as long as it lives
         self._nodes.drop()
         self._views.release()
         if self._folder is not None:

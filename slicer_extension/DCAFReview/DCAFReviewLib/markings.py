@@ -50,6 +50,8 @@ class Markings:
         display.SetPropertiesLabelVisibility(False)
         if kind == "box":
             display.SetFillOpacity(0.1)
+            display.SetInteractionHandleScale(1.2)
+            display.SetRotationHandleVisibility(False)
             turned = np.eye(4)  # the box's edges along rows and columns, in any plane
             turned[:3, :3] = plane[:3, :3]
             node.SetAndObserveObjectToNodeMatrix(array_to_matrix(turned))
