@@ -28,7 +28,7 @@ def rows(*, films: int = 12, turns: int = 30) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         studies, model = Path(folder) / "studies", Path(folder) / "model.safetensors"
         write_films(studies, films, seed=1)
-        _default_model(model)
+        default_model(model)
         settings = {"studies": str(studies), "model": str(model)}
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         with ServerProcess(settings, threads) as server, server.client() as client:
@@ -56,7 +56,7 @@ def rows(*, films: int = 12, turns: int = 30) -> list[dict[str, Any]]:
          "ratio": max(busy) / statistics.median(alone), "goal": f"<= {INFO_GOAL_MS:.0f} ms"}]
 
 
-def _default_model(path: Path) -> None:
+def default_model(path: Path) -> None:
     """The default pair at 224 pixels with random weights: time does not depend on their values."""
     task = TASKS["pneumonia"]
     torch.manual_seed(0)

@@ -6,6 +6,9 @@ stay in the scene when the layout goes, as Slicer's own do.
 
 from __future__ import annotations
 
+import weakref
+
+import numpy as np
 import vtk
 
 from DCAFReviewLib.plane import array_to_matrix, extent_mm, slice_plane
@@ -30,6 +33,10 @@ LAYOUTS = {
 }
 
 
+_CALLED: set = set()
+"""Callbacks that VTK may still hold."""
+
+
 class Views:
     """What our views show, also while the layout has not made them yet.
 
@@ -43,7 +50,7 @@ class Views:
         self._picture, self._index = None, 0
         self._heat, self._opacity = None, 0.0
         self._chart = None
-        self._fitted: dict[str, tuple[tuple[int, int], float]] = {}  # view -> size, millimetres per pixel
+        self._fitted: dict[str, tuple[tuple, tuple]] = {}  # view -> pixels, field of view in mm, as fitted
         self._observed: dict[str, tuple[object, int]] = {}
 
     def arrange(self, curve: bool) -> None:
@@ -142,18 +149,29 @@ class Views:
             return
         width, height = extent_mm(self._picture)
         scale = max(width / size[0], height / size[1])
-        self._fitted[name] = (size, scale)  # first: what follows is heard by _resized
+        field = size[0] * scale, size[1] * scale
+        self._fitted[name] = size, field  # first: what follows is heard by _resized
         change = view.StartModify()
         view.GetSliceToRAS().DeepCopy(array_to_matrix(self.plane))
         view.SetXYZOrigin(0, 0, 0)
-        view.SetFieldOfView(size[0] * scale, size[1] * scale, max(view.GetFieldOfView()[2], 1e-3))
+        view.SetFieldOfView(*field, max(view.GetFieldOfView()[2], 1e-3))
         view.UpdateMatrices()
         view.EndModify(change)
 
     def _watch(self, name: str, view) -> None:
         if self._observed.get(name, (None, 0))[0] is not view:
-            tag = view.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._resized(name, view))
+            # Weak, and held below: what VTK calls must be neither in a cycle with the view nor without an
+            # owner in Python, whose collector would take it while the view still calls it.
+            views = weakref.ref(self)
+
+            def resized(caller, _) -> None:
+                if views() is not None:
+                    views()._resized(name, caller)
+
+            tag = view.AddObserver(vtk.vtkCommand.ModifiedEvent, resized)
             self._observed[name] = (view, tag)
+            _CALLED.add(resized)
+            weakref.finalize(self, view.RemoveObserver, tag)
 
     def _stop_watching(self) -> None:
         for view, tag in self._observed.values():
@@ -165,13 +183,11 @@ class Views:
         """A view gets its real size only after its layout is drawn; a fitted picture stays fitted then."""
         if self.picture is None or name not in self._fitted:
             return
-        (size, scale), now = self._fitted[name], view.GetDimensions()[:2]
-        if now == size or min(now) < 1:
-            return
-        zoom = view.GetFieldOfView()[0] / now[0] / scale
-        if abs(zoom - 1) < 1e-6 and view.GetXYZOrigin()[:2] == (0, 0):
+        size, fitted = self._fitted[name]
+        now = view.GetDimensions()[:2]
+        if now != size:
             self._fit(name, view)
-        else:
+        elif not np.allclose((*view.GetFieldOfView()[:2], *view.GetXYZOrigin()[:2]), (*fitted, 0, 0)):
             del self._fitted[name]  # the person has zoomed or moved: from here it is theirs
 
     # -- nodes ---------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ CURVES = {"train_loss": ("Training loss", (0.35, 0.35, 0.35)),
           "validation_nll": ("Validation NLL", (0.84, 0.37, 0.0))}
 SINGLE_FILE = 4  # vtkSlicerVolumesLogic::AddArchetypeVolume, bit 2
 LEGEND_WIDTH = 26
-LEGEND_FONT = 14
 
 
 class ReviewLogic:
@@ -162,10 +161,8 @@ class ReviewLogic:
         legend.SetTitleText("\n".join([title, *_lines(unit)]))
         legend.SetNumberOfLabels(3)
         legend.SetLabelFormat("%.3g")
-        legend.GetTitleTextProperty().SetFontSize(LEGEND_FONT)
-        legend.GetLabelTextProperty().SetFontSize(LEGEND_FONT)
-        legend.SetSize(0.12, 0.4)
-        legend.SetPosition(0.97, 0.5)
+        legend.SetSize(0.07, 0.25)  # its text grows with it
+        legend.SetPosition(0.98, 0.05)
         self.legend(self._legend)
 
     def hide_heat(self) -> None:

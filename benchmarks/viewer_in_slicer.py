@@ -1,0 +1,109 @@
+"""The viewer's side of `benchmarks.viewer`: runs in the extension's environment, prints JSON.
+
+    ../.venv-slicer/bin/python viewer_in_slicer.py cases|worklist URL
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests/slicer"), str(ROOT / "slicer_extension/DCAFReview")]
+
+import fixture  # noqa: E402
+
+fixture.start()
+
+import qt  # noqa: E402
+from DCAFReviewLib.client import Address, Server  # noqa: E402
+
+MODULE = ROOT / "slicer_extension/DCAFReview/DCAFReview.py"
+
+
+class Beat:
+    """Milliseconds between calls of a timer that asks for one every 5 ms: what the window did not answer."""
+
+    def __init__(self) -> None:
+        self.gaps_ms, self._last = [], time.perf_counter()
+        self._timer = qt.QTimer()
+        self._timer.setInterval(5)
+        self._timer.connect("timeout()", self._beat)
+        self._timer.start()
+
+    def _beat(self) -> None:
+        now = time.perf_counter()
+        self.gaps_ms.append((now - self._last) * 1000)
+        self._last = now
+
+
+def cases(url: str, turns: int = 15) -> dict:
+    """Milliseconds from the click to the drawn overlay, by stage, beside the bare requests."""
+    widget = connected(url)
+    session, server = widget.session, Server(Address(url))
+    uids = [item["uid"] for item in session.page.items]
+    kind = session.connection.maps[0]
+    found: dict[str, list] = {name: [] for name in ("switch", "picture", "answer", "overlay", "bare answer",
+                                                    "bare picture", "gap")}
+    for turn in range(turns + 2):
+        uid = uids[turn % len(uids)]
+        start = time.perf_counter()
+        server.infer(uid, kind)
+        bare_answer = time.perf_counter() - start
+        start = time.perf_counter()
+        server.picture(uid)
+        bare_picture = time.perf_counter() - start
+        session.close_case()
+        fixture.process(0.1)
+        beat, start = Beat(), time.perf_counter()
+        session.open_case(uid)
+        stages = {}
+        for name, there in (("picture", lambda: session.case.picture is not None),
+                            ("answer", lambda: session.case.document is not None),
+                            ("overlay", lambda: session.case.heat is not None)):
+            fixture.wait(there, 60)
+            stages[name] = time.perf_counter() - start
+        fixture.process(0)      # the views are painted
+        stages["switch"] = time.perf_counter() - start
+        fixture.process(0.05)
+        if turn >= 2:           # the first ones load the model
+            for name, seconds in {**stages, "bare answer": bare_answer, "bare picture": bare_picture}.items():
+                found[name].append(seconds * 1000)
+            found["gap"].append(max(beat.gaps_ms))
+    return {name: {"median": statistics.median(values), "p95": sorted(values)[int(0.95 * len(values))],
+                   "max": max(values)} for name, values in found.items()}
+
+
+def worklist(url: str, turns: int = 12) -> dict:
+    """Milliseconds to the first page in the table after connecting, to a far page, and the longest gap."""
+    beat = Beat()
+    start = time.perf_counter()
+    widget = connected(url)
+    first = time.perf_counter() - start
+    session, scrolled = widget.session, []
+    for turn in range(turns):
+        offset = (turn * 7919 * 100) % (session.page.total - 100)
+        start = time.perf_counter()
+        session.show_page(offset=offset)
+        fixture.wait(lambda: not session.page.busy, 60)
+        fixture.process(0)
+        scrolled.append((time.perf_counter() - start) * 1000)
+    return {"total": session.page.total, "first": first * 1000, "page": statistics.median(scrolled),
+            "page max": max(scrolled), "gap": max(beat.gaps_ms[3:])}
+
+
+def connected(url: str):
+    """The opened module with a filled worklist."""
+    widget = fixture.open_module(MODULE)
+    widget.ui.urlEdit.text, widget.ui.readerEdit.text = url, "bench"
+    widget.ui.connectButton.click()
+    fixture.wait(lambda: widget.session.page.total and not widget.session.page.busy, 60)
+    fixture.process(0)
+    return widget
+
+
+if __name__ == "__main__":
+    print(json.dumps({"cases": cases, "worklist": worklist}[sys.argv[1]](sys.argv[2])))
