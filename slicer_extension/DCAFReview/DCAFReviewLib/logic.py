@@ -161,7 +161,7 @@ class ReviewLogic:
         legend.SetTitleText("\n".join([title, *_lines(unit)]))
         legend.SetNumberOfLabels(3)
         legend.SetLabelFormat("%.3g")
-        legend.SetSize(0.07, 0.25)  # its text grows with it
+        legend.SetSize(0.09, 0.32)  # its text grows with it
         legend.SetPosition(0.98, 0.05)
         self.legend(self._legend)
 
