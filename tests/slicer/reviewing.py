@@ -50,6 +50,16 @@ def loaded(widget, *, other_than: str = "", heat: bool = True):
     return session.case
 
 
+def press(widget, key) -> None:
+    """Presses a key in the application's window, which other tests' windows may have pushed back."""
+    from PySide6 import QtTest
+
+    window = fixture.main_window()
+    window.activateWindow()
+    fixture.wait(lambda: window.isActiveWindow, 5)
+    QtTest.QTest.keyClick(widget.ui.DCAFReview, key)
+
+
 def coloured(view: str) -> int:
     """Pixels of a slice view that are not grey."""
     pixels = fixture.grab_view(view).astype(int)

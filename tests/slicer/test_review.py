@@ -6,14 +6,13 @@ import fixture
 import numpy as np
 import pytest
 from conftest import MODULE
-from reviewing import ask, coloured, connect, loaded, open_next, wait_scored
+from reviewing import ask, coloured, connect, loaded, open_next, press, wait_scored
 from served import Served
 
 fixture.start()  # what follows is there only inside Slicer
 
 import qt  # noqa: E402
 import slicer  # noqa: E402
-from PySide6 import QtTest  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +111,10 @@ def test_the_overlay_can_be_taken_away_and_its_threshold_and_opacity_count(opene
     fixture.process(0.05)
     assert coloured("DCAFOverlay") == 0
     ui.opacitySlider.value, ui.thresholdSlider.value = 0.6, 0.1
-    QtTest.QTest.keyClick(ui.DCAFReview, "o")
+    press(opened, "o")
     fixture.process(0.05)
     assert not ui.overlayCheck.checked and coloured("DCAFOverlay") == 0
-    QtTest.QTest.keyClick(ui.DCAFReview, "o")
+    press(opened, "o")
     fixture.process(0.05)
     assert coloured("DCAFOverlay") == everything
 
@@ -124,7 +123,7 @@ def test_another_map_is_asked_for_by_key_and_kept(opened, server) -> None:
     connect(opened, server)
     case = open_next(opened)
     first = case.heat
-    QtTest.QTest.keyClick(opened.ui.DCAFReview, "m")
+    press(opened, "m")
     fixture.wait(lambda: case.map_kind == "attention_first" and case.heat is not None, 10)
     assert case.heat.fields["kind"] == "attention_first" and not opened.ui.explainBox.enabled
     opened.ui.mapBox.setCurrentIndex(0)
@@ -134,12 +133,12 @@ def test_another_map_is_asked_for_by_key_and_kept(opened, server) -> None:
 def test_one_key_answers_and_submit_moves_on(opened, server) -> None:
     connect(opened, server)
     case = open_next(opened)
-    QtTest.QTest.keyClick(opened.ui.DCAFReview, "2")
+    press(opened, "2")
     assert case.choice == "pneumonia" and opened.ui.submitButton.enabled
     opened.ui.commentEdit.text = "left lower lobe"
     opened.ui.commentEdit.textEdited.emit("left lower lobe")
     opened.ui.confidenceBox.setCurrentIndex(3)
-    QtTest.QTest.keyClick(opened.ui.DCAFReview, qt.Qt.Key_Return)
+    press(opened, qt.Qt.Key_Return)
     second = loaded(opened, other_than=case.uid)
     fixture.wait(lambda: opened.session.waiting == 0)
     stored = ask(server, f"/dcaf/history?image={case.uid}")[-1]
@@ -153,16 +152,16 @@ def test_one_key_answers_and_submit_moves_on(opened, server) -> None:
 def test_undo_takes_back_the_choice_and_then_the_case(opened, server) -> None:
     connect(opened, server, "bob")
     first = open_next(opened)
-    QtTest.QTest.keyClick(opened.ui.DCAFReview, "1")
+    press(opened, "1")
     opened.ui.undoButton.click()
     assert first.choice is None and not opened.ui.submitButton.enabled
-    QtTest.QTest.keyClick(opened.ui.DCAFReview, "1")
+    press(opened, "1")
     opened.ui.submitButton.click()
     loaded(opened, other_than=first.uid)
     opened.ui.undoButton.click()
     again = loaded(opened)
     assert again.uid == first.uid and again.choice == "normal"
-    QtTest.QTest.keyClick(opened.ui.DCAFReview, "2")
+    press(opened, "2")
     opened.ui.submitButton.click()
     fixture.wait(lambda: opened.session.waiting == 0 and opened.session.case is not None
                  and opened.session.case.uid != first.uid, 10)
@@ -180,11 +179,11 @@ def test_read_before_you_see_hides_the_answer_everywhere_and_is_recorded(opened,
     assert not ui.barsLabel.visible and not ui.verdictLabel.visible and coloured("DCAFOverlay") == 0
     assert all(ui.worklistTable.isColumnHidden(column) for column in (1, 2, 3))
     assert "%" not in opened.session.text()
-    QtTest.QTest.keyClick(ui.DCAFReview, "1")
+    press(opened, "1")
     ui.revealButton.click()
     fixture.wait(lambda: case.heat is not None)
     assert ui.barsLabel.visible and coloured("DCAFOverlay") > 0
-    QtTest.QTest.keyClick(ui.DCAFReview, "u")
+    press(opened, "u")
     ui.submitButton.click()
     fixture.wait(lambda: opened.session.waiting == 0)
     stored = ask(server, f"/dcaf/history?image={case.uid}")[-1]
