@@ -21,7 +21,7 @@ from DCAFReviewLib.colours import COLOURS
 from DCAFReviewLib.layout import Views
 from DCAFReviewLib.markings import Markings
 from DCAFReviewLib.owned import OwnedNodes
-from DCAFReviewLib.plane import INVERTED_GREY, LPS_TO_RAS, array_to_matrix, slice_plane, write_slice
+from DCAFReviewLib.plane import GREY, INVERTED_GREY, LPS_TO_RAS, array_to_matrix, slice_plane, write_slice
 
 __all__ = ["COLOURS", "ReviewLogic"]
 
@@ -64,8 +64,8 @@ class ReviewLogic:
             The new volume node, ours.
         """
         self._leave_case()
-        volume = self._grid_to_volume("picture", grid, name, hidden=False)
-        _set_window(volume.GetDisplayNode(), _window(grid.fields.get("window", "")))
+        window = _window(grid.fields.get("window", ""))
+        volume = self._grid_to_volume("picture", grid, name, window=window, hidden=False)
         self._views.show(volume)
         return volume
 
@@ -149,10 +149,8 @@ class ReviewLogic:
             raise ValueError(f"scale: need a positive number, got {scale}. Ask the server for another map.")
         self.hide_heat()
         self._scale = float(scale)
-        volume = self._grid_to_volume("heat", grid, title)
+        volume = self._grid_to_volume("heat", grid, title, window=(self._scale / 2, self._scale))
         display = volume.GetDisplayNode()
-        display.SetAutoWindowLevel(False)
-        display.SetWindowLevelMinMax(0, self._scale)
         display.SetInterpolate(True)
         display.SetAutoThreshold(False)
         display.SetApplyThreshold(True)
@@ -288,11 +286,16 @@ class ReviewLogic:
         if keep is None or self._nodes.find("picture") is not keep:
             self._nodes.drop("picture")
 
-    def _grid_to_volume(self, role: str, grid, name: str, *, hidden: bool = True):
+    def _grid_to_volume(self, role: str, grid, name: str, *, window=None, hidden: bool = True):
         volume = self._nodes.add(role, "vtkMRMLScalarVolumeNode", name, hidden=hidden)
         slicer.util.updateVolumeFromArray(volume, grid.values[None])
         volume.SetIJKToRASMatrix(array_to_matrix(LPS_TO_RAS @ grid.ijk_to_lps))
-        volume.CreateDefaultDisplayNodes()
+        # Made by hand: CreateDefaultDisplayNodes first looks at every pixel for a window of its own.
+        display = slicer.vtkMRMLScalarVolumeDisplayNode()
+        if window is not None:
+            _set_window(display, window)
+        display.SetAndObserveColorNodeID(GREY)
+        volume.SetAndObserveDisplayNodeID(self._scene.AddNode(display).GetID())
         self._nodes.take_attached(role, volume)
         return volume
 

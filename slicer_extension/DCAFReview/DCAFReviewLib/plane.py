@@ -15,6 +15,7 @@ import vtk
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 INVERTED_GREY = "vtkMRMLColorTableNodeInvertedGrey"
+GREY = "vtkMRMLColorTableNodeGrey"
 """The colour table that Slicer gives to a film whose larger values are darker (MONOCHROME1)."""
 
 NIFTI_TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}

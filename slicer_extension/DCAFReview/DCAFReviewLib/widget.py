@@ -17,7 +17,7 @@ from DCAFReviewLib.panel_case import CasePanel
 from DCAFReviewLib.panel_learn import RUNNING, LearnPanel
 from DCAFReviewLib.panel_worklist import WorklistPanel, short
 
-TICK_MS = 40
+TICK_MS = 20
 """How often replies are collected while the module is shown."""
 AWAY_MS = 1000
 """The same while another module is shown: leases are renewed and the journal is sent all the same."""
