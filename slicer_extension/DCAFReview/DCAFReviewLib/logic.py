@@ -21,7 +21,7 @@ from DCAFReviewLib.colours import COLOURS
 from DCAFReviewLib.layout import Views
 from DCAFReviewLib.markings import Markings
 from DCAFReviewLib.owned import OwnedNodes
-from DCAFReviewLib.plane import GREY, INVERTED_GREY, LPS_TO_RAS, array_to_matrix, slice_plane, write_slice
+from DCAFReviewLib.plane import GREY, LPS_TO_RAS, array_to_matrix, slice_plane, write_slice
 
 __all__ = ["COLOURS", "ReviewLogic"]
 
@@ -70,7 +70,8 @@ class ReviewLogic:
         return volume
 
     def load_local(self, files: Sequence[str | Path], uid: str, name: str, *,
-                   window: tuple[float, float] | None = None, inverted: bool = False, slice_index: int = 0):
+                   window: tuple[float, float] | None = None,
+                   spacing_mm: tuple[float, float] | None = None, slice_index: int = 0):
         """A picture from files on this machine in both views, in place of the last case's.
 
         Args:
@@ -78,7 +79,8 @@ class ReviewLogic:
             uid: SOP Instance UID, kept with the volume as the DICOM module does.
             name: As in `show_picture`.
             window: Centre and width as the header states them.
-            inverted: Larger values are darker (MONOCHROME1).
+            spacing_mm: Between rows, between columns, as the server understands the header; the reader takes
+                the detector's where a film states the patient's as well.
             slice_index: Slice or frame to show, from 0.
 
         Returns:
@@ -94,9 +96,9 @@ class ReviewLogic:
         volume.SetAttribute("DICOM.instanceUIDs", uid)
         self._nodes.take("picture", volume, hidden=False)
         self._nodes.take_attached("picture", volume)
+        if spacing_mm is not None:
+            volume.SetSpacing(spacing_mm[1], spacing_mm[0], volume.GetSpacing()[2])
         if volume.IsA("vtkMRMLScalarVolumeNode") and not volume.IsA("vtkMRMLVectorVolumeNode"):
-            if inverted:
-                volume.GetDisplayNode().SetAndObserveColorNodeID(INVERTED_GREY)
             _set_window(volume.GetDisplayNode(), window)
         try:
             self._views.show(volume, slice_index)

@@ -14,9 +14,7 @@ import slicer
 import vtk
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-INVERTED_GREY = "vtkMRMLColorTableNodeInvertedGrey"
 GREY = "vtkMRMLColorTableNodeGrey"
-"""The colour table that Slicer gives to a film whose larger values are darker (MONOCHROME1)."""
 
 NIFTI_TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}
 
@@ -94,7 +92,7 @@ def checked_extent(volume, index: int) -> tuple[int, int, int]:
 
 
 def write_slice(volume, index: int, path: Path) -> None:
-    """Writes one slice as NIfTI-1 with its place, larger values brighter.
+    """Writes one slice as NIfTI-1 with its place; its values as they are, whatever colours show them.
 
     Args:
         volume: A grey volume node.
@@ -109,9 +107,6 @@ def write_slice(volume, index: int, path: Path) -> None:
     if values.ndim != 3:
         raise ValueError("volume: need grey values, got colour. Convert it to a scalar volume first.")
     values = values[index]
-    display = volume.GetDisplayNode()
-    if display is not None and display.GetColorNodeID() == INVERTED_GREY:
-        values = values.max() - values + values.min()  # in this order nothing overflows
     matrix = ijk_to_world(volume)
     matrix[:3, 3] = (matrix @ [0, 0, index, 1])[:3]
     path.write_bytes(_nifti(values, matrix))

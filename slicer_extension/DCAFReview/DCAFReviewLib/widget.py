@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import qt
 import slicer
 
+from DCAFReviewLib.local import local_files, stated_spacing_mm, stated_window
 from DCAFReviewLib.panel_answer import AnswerPanel
 from DCAFReviewLib.panel_case import CasePanel
 from DCAFReviewLib.panel_learn import RUNNING, LearnPanel
@@ -37,7 +38,7 @@ class ReviewWidget:
 
     Args:
         ui: The widgets of ``DCAFReview.ui`` by name.
-        session: The session with the server; its `has_local` is answered by `local_files`.
+        session: The session with the server; its `has_local` is answered by `local.local_files`.
         logic: Draws on the scene.
     """
 
@@ -219,12 +220,9 @@ class ReviewWidget:
         self._logic.justify(None)
 
     def _show_local(self, case) -> None:
-        database, files = slicer.dicomDatabase, local_files(case.uid)
-        centre, width, photometric = (database.fileValue(files[0], tag)
-                                      for tag in ("0028,1050", "0028,1051", "0028,0004"))
-        window = (float(centre.split("\\")[0]), float(width.split("\\")[0])) if centre and width else None
-        self._logic.load_local(files, case.uid, short(case.name), window=window,
-                               inverted=photometric.strip() == "MONOCHROME1")
+        files = local_files(case.uid)
+        self._logic.load_local(files, case.uid, short(case.name), window=stated_window(files[0]),
+                               spacing_mm=stated_spacing_mm(files[0]))
 
     def _show_heat(self) -> None:
         ui, case = self._ui, self._session.case
@@ -374,15 +372,6 @@ class ReviewWidget:
         ui.tokenEdit.text = settings.value(SETTINGS["token"]) or ""
         ui.readerEdit.text = settings.value(SETTINGS["reader"]) or ""
         ui.authorityEdit.currentPath = settings.value(SETTINGS["authority"]) or ""
-
-
-def local_files(uid: str) -> list:
-    """Files of an image in the application's own DICOM database; empty when it is not there."""
-    database = getattr(slicer, "dicomDatabase", None)
-    if database is None or not database.isOpen or ":" in uid:
-        return []
-    file = database.fileForInstance(uid)
-    return [file] if file else []
 
 
 def _plain(text: str) -> str:
