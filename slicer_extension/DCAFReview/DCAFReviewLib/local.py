@@ -2,8 +2,8 @@
 
 Slicer's reader (ITK's of DICOM) and the server differ in two things. It turns the values of a MONOCHROME1
 film itself but leaves the window as stated, so such a film comes from the server, which turns both. Of a
-projection it takes the spacing at the detector; the server takes the patient's (PS3.3 10.7) where it is stated,
-and its maps lie accordingly.
+projection it takes the spacing at the detector; the server takes the patient's (PS3.3 10.7) where it is
+stated, and its maps lie accordingly.
 """
 
 from __future__ import annotations
