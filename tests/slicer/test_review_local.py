@@ -143,3 +143,32 @@ def test_without_a_model_there_are_worklist_pictures_answers_and_disagreements(o
         fixture.wait(lambda: opened.session.waiting == 0, 20)
         assert ask(plain, "/dcaf/disagreements") == []
         assert ask(plain, f"/dcaf/history?image={case.uid}")[-1]["role"] == "adjudication"
+
+
+def test_a_local_file_that_slicer_cannot_read_comes_from_the_server(opened, server, tmp_path: Path) -> None:
+    film = sorted((server.folder / "studies").rglob("*.dcm"))[1]
+    broken = tmp_path / "broken.dcm"
+    header = pydicom.dcmread(film)
+    header.PixelData = header.PixelData[:100]
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.save_as(broken)
+    broken.write_bytes(broken.read_bytes()[:900])
+    slicer.dicomDatabase.insert(str(broken))
+    connect(opened, server)
+    opened.session.open_case(header.SOPInstanceUID)
+    loaded(opened)
+    assert not opened.session.case.local and fixture.grab_view("DCAFImage").max() > 100
+
+
+def test_a_point_is_there_again_when_the_module_is(opened, server) -> None:
+    connect(opened, server)
+    case = open_next(opened)
+    opened.session.remark(point=(10.0, 20.0))
+    opened.review._logic.justify("point", (10.0, 20.0))
+    fixture.process(0.1)
+    opened.exit()
+    fixture.process(1.2)
+    assert case.point == (10.0, 20.0)
+    opened.enter()
+    fixture.process(0.1)
+    assert np.allclose(opened.review._logic.justification()[0], (10.0, 20.0), atol=0.1)

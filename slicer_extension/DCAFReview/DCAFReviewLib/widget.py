@@ -84,7 +84,7 @@ class ReviewWidget:
         self._activate(True)
         self._timer.setInterval(TICK_MS)
         self._last_tick = time.monotonic()
-        self._changed(frozenset({"case", "picture", "heat"}))
+        self._changed(frozenset({"case", "picture", "heat", "training"}))
 
     def leave(self) -> None:
         """Another module is shown: our nodes go, the layout of before comes back; the case stays open."""
@@ -126,7 +126,8 @@ class ReviewWidget:
         now = time.monotonic()
         self.longest_gap_s = max(self.longest_gap_s, now - self._last_tick - self._timer.interval / 1000)
         self._session.tick()
-        self._answer.look_at_marks()
+        if self._drawn is not None:     # else our markings are away with the module
+            self._answer.look_at_marks()
         self._last_tick = now
 
     def _changed(self, topics: frozenset) -> None:
@@ -215,9 +216,15 @@ class ReviewWidget:
         if case.picture is not None:
             self._logic.show_picture(case.picture, short(case.name))
         elif case.stored:
-            self._show_local(case)
+            try:
+                self._show_local(case)
+            except ValueError:      # a codec that is missing here, a file that is gone: the server has it
+                return self._session.fetch_picture()
         self._drawn = (case.uid, case.opened)
         self._logic.justify(None)
+        for kind, where in (("point", case.point), ("box", case.box)):
+            if where:
+                self._logic.justify(kind, where)
 
     def _show_local(self, case) -> None:
         files = local_files(case.uid)
