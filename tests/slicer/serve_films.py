@@ -7,7 +7,11 @@ stdout is JSON: ``{"tokens": {reader: token}, "classes": [...]}``.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,11 +39,19 @@ def main(folder: Path, port: int, wish: dict) -> None:
         keys = {name: new_token(tokens, name, role) for name, role in READERS} if wish.get("tokens") else {}
         told.write_text(json.dumps({"tokens": keys, "classes": list(TASK.classes)}))
     print(told.read_text(), flush=True)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     serve(folder / "studies", model if wish.get("model") else None, port=port, task=TASK.name,
           token_file=tokens if wish.get("tokens") else None,
           data=folder / "data" / "labels.csv" if wish.get("data") else None,
           cutoffs=cutoffs if wish.get("cutoffs") else None,
           auto_score=bool(wish.get("score")))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when the tests that started it were killed and could not."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
