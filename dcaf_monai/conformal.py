@@ -38,7 +38,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dcaf_monai.image import Notice
-from dcaf_monai.metrics import group_weights
+from dcaf_monai.metrics import check, group_weights, interval
 
 Method = Literal["lac", "aps", "raps"]
 ALPHAS = (0.1, 0.05)
@@ -96,7 +96,7 @@ class ConformalSets(BaseModel):
 
         Args:
             probs: ``(cases, classes)``, rows summing to one.
-            uids: Of the images; only and always with a seed.
+            uids: Of the images; needed with a seed, not looked at without.
 
         Raises:
             ValueError: For rows that are no probabilities of these classes, or a seed without uids.
@@ -192,13 +192,8 @@ def fit_conformal(probs: np.ndarray, labels: np.ndarray, groups: Sequence[str], 
     Raises:
         ValueError: For shapes, probabilities, labels or settings that do not fit, or a patient in both roles.
     """
-    probs, labels = _probabilities(probs, len(classes)), np.asarray(labels)
-    if not len(labels) == len(groups) == len(probs) or not len(labels):
-        raise ValueError("probs, labels, groups: need as many of each and at least one case, got "
-                         f"{len(probs)}, {len(labels)} and {len(groups)}.")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(f"labels: need class indices 0 to {len(classes) - 1}, got {labels.min()} to "
-                         f"{labels.max()}.")
+    probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
+    check(probs, labels, groups, classes)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: need a share between 0 and 1, got {alpha}.")
     fit_groups = list(fit_groups)
@@ -250,7 +245,7 @@ def coverage(sets: np.ndarray, labels: np.ndarray, classes: Sequence[str], group
     def figure(values: np.ndarray, among: np.ndarray) -> dict[str, float | None]:
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = weights[:, among] @ values[among] / weights[:, among].sum(1)
-        return _interval(drawn, len(set(patients[among])))
+        return interval(drawn, len(set(patients[among])))
 
     everyone = np.full(len(labels), True)
     return {
@@ -341,17 +336,6 @@ def require_disjoint(fit: Iterable[str], calibrate: Iterable[str], test: Iterabl
     if shared:
         raise ValueError("roles: need no patient in two of fit, calibrate and test, got "
                          f"{', '.join(shared)}. Split by patient, with split_roles.")
-
-
-def _interval(drawn: np.ndarray, patients: int) -> dict[str, float | None]:
-    """The first row is the figure, the others its draws; no interval where `metrics.report` gives none."""
-    value, draws = drawn[0], drawn[1:][np.isfinite(drawn[1:])]
-    if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None}
-    if patients < 2 or not len(draws) or len(draws) * 2 < len(drawn) - 1:
-        return {"value": float(value), "low": None, "high": None}
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def _tie_breakers(uids: Sequence[str] | None, cases: int, seed: int | None) -> np.ndarray | float:

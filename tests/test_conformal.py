@@ -303,8 +303,8 @@ def test_a_document_with_a_fault_is_refused(change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"probs": np.zeros((7, 3))}, "sum to one"), ({"probs": np.full((7, 3), np.nan)}, "sum to one"),
-    ({"probs": np.full((7, 2), .5)}, r"need \(cases, 3\), got \(7, 2\)"),
-    ({"labels": np.zeros(6, int)}, "as many of each"), ({"groups": ["a"]}, "as many of each"),
+    ({"probs": np.full((7, 2), .5)}, r"3 classes, got \(7, 2\)"),
+    ({"labels": np.zeros(6, int)}, "probs, labels, groups"), ({"groups": ["a"]}, "probs, labels, groups"),
     ({"labels": np.full(7, 3)}, "class indices 0 to 2"), ({"labels": np.full(7, -1)}, "class indices 0 to 2"),
     ({"alpha": 0.0}, "alpha: need a share"), ({"alpha": 1.0}, "alpha: need a share"),
     ({"method": "lac", "seed": 1, "uids": list("abcdefg")}, "seed: need none for lac")])
@@ -312,6 +312,15 @@ def test_calibration_cases_or_settings_that_do_not_fit_are_refused(change, messa
     given = {"probs": np.full((7, 3), 1 / 3), "labels": np.zeros(7, int), "groups": list("abcdefg")} | change
     with pytest.raises(ValueError, match=message):
         fit_conformal(given.pop("probs"), given.pop("labels"), given.pop("groups"), CLASSES, **given)
+
+
+@pytest.mark.parametrize("probs, message", [
+    (np.full((7, 2), .5), r"need \(cases, 3\), got \(7, 2\)"), (np.zeros((7, 3)), "sum to one"),
+    (np.full((7, 3), np.nan), "sum to one"), (np.array([[1.5, -.5, 0]]), "sum to one")])
+def test_no_sets_are_made_of_what_are_no_probabilities_of_these_classes(probs, message):
+    fitted = fit_conformal(*a_cohort(30), CLASSES)
+    with pytest.raises(ValueError, match=message):
+        fitted.sets(probs)
 
 
 def test_no_calibration_case_at_all_is_refused():
