@@ -56,7 +56,7 @@ def heat_scales(network: DualCrossAttentionFusion, source: Source, cases: np.nda
             explanation = network.explain(source(chosen[start:start + BATCH]))
             classes = network.head(explanation.pooled).argmax(1).tolist()
         found += heat.heats(network.head, explanation, classes=classes, places=[place] * len(classes),
-                            kinds=heat.KINDS)
+                            kinds=heat.kinds_of(network.config))
     return heat.fit_scales(found)
 
 

@@ -236,7 +236,8 @@ def feature_cache(inputs: Inputs, network: DualCrossAttentionFusion, folder: Pat
         probe = trunks.trunks(torch.zeros(1, 1, size, size, device=device))
     shapes = tuple(tuple(part.shape[1:]) for part in _parts(probe))
     source = inputs.values.filename if isinstance(inputs.values, np.memmap) else ""
-    name = hashlib.sha256(f"{FORMAT} {trunk_sha256(network)} {Path(str(source)).parent.name}".encode())
+    name = hashlib.sha256(f"{FORMAT} {trunk_sha256(network)} {network.config.pool} "
+                          f"{Path(str(source)).parent.name}".encode())
     records = Records(Path(folder) / f"features-{name.hexdigest()[:16]}",
                       (sum(int(np.prod(shape)) for shape in shapes),))
     with records.alone():

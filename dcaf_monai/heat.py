@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dcaf_monai.image import Geometry, Placement
-from dcaf_monai.network import Explanation, Fused, LevelExplanation
+from dcaf_monai.network import Explanation, Fused, LevelExplanation, NetworkConfig
 
 KINDS = ("class_activation", "attention_first", "attention_second", "gate", "spatial")
 
@@ -33,6 +33,13 @@ UNITS: Mapping[str, str] = {
     "attention_second": "Attention the second trunk pays to a place of the first; 1 is even attention.",
     "gate": "Share of the second trunk in what the two let in from each other; 0.5 is balance.",
     "spatial": "Weight of a place in the spatial attention, 0 to 1."}
+
+
+def kinds_of(config: NetworkConfig) -> tuple[str, ...]:
+    """The kinds of map that a network of this shape can give; an ablated one lacks some."""
+    has = {"class_activation": True, "attention_first": config.attends, "attention_second": config.attends,
+           "gate": config.attends and config.gate, "spatial": config.refine}
+    return tuple(kind for kind in KINDS if has[kind])
 
 
 @dataclass(frozen=True)
@@ -210,13 +217,16 @@ def _values(kind: str, level: int, head: nn.Sequential, fused: Fused, classes: S
 
 def _looks(kind: str, one: LevelExplanation, two: LevelExplanation) -> tuple[torch.Tensor, torch.Tensor]:
     """``(batch, rows, columns)`` of level 1 and level 2, of any kind but the class activation."""
-    if kind == "gate":
+    if kind == "gate" and one.gates and two.gates:
         return gate_share(one.gates), gate_share(two.gates)
-    if kind == "spatial":
+    if kind == "spatial" and one.spatial is not None and two.spatial is not None:
         return one.spatial[:, 0], two.spatial[:, 0]
-    side = 0 if kind == "attention_first" else 1
-    return (received_attention(one.attention[side], one.key_grid),
-            received_attention(two.attention[side], two.key_grid))
+    if kind.startswith("attention") and one.attention and two.attention:
+        side = 0 if kind == "attention_first" else 1
+        return (received_attention(one.attention[side], one.key_grid),
+                received_attention(two.attention[side], two.key_grid))
+    raise ValueError(f"{kind}: need a network that has this part, got one without. "
+                     "Ask for another kind of map.")
 
 
 def _on_grid(values: np.ndarray, shape: tuple[int, ...], *, extensive: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,12 @@ class NetworkConfig(BaseModel):
         fused: Channels of a fused level; the pooled vector has twice as many.
         hidden: Units between the head's two linear layers.
         dropout: Probability of both dropouts of the head; 0 gives a network without uncertainty.
+        pool: Trunk maps are averaged over squares of this side before they are fused. 2 makes fusion five
+            times cheaper and its maps half as fine.
+        branches: ``first`` or ``second`` leaves one trunk out of the fusion, for ablations.
+        attention: False joins the raw maps only: no cross-attention, no gate.
+        gate: False lets everything in that cross-attention brings.
+        refine: False leaves channel and spatial attention out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,12 +58,22 @@ class NetworkConfig(BaseModel):
     fused: int = Field(default=256, ge=1)
     hidden: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.3, ge=0, lt=1)
+    pool: int = Field(default=1, ge=1, le=8)
+    branches: Literal["both", "first", "second"] = "both"
+    attention: bool = True
+    gate: bool = True
+    refine: bool = True
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> NetworkConfig:
         if self.width % self.heads:
             raise ValueError(f"width: need a multiple of heads ({self.heads}), got {self.width}.")
         return self
+
+    @property
+    def attends(self) -> bool:
+        """Whether two branches ask each other."""
+        return self.attention and self.branches == "both"
 
 
 @dataclass(frozen=True)
@@ -93,20 +110,20 @@ class LevelExplanation:
 
     Args:
         map: ``(batch, fused, rows, columns)``.
+        key_grid: ``(rows, columns)`` of the keys.
         attention: First asks second, second asks first; each ``(batch, heads, queries, keys)``,
             rows sum to one. Queries are the cells of the level, keys those of the key grid, both
-            row by row.
-        key_grid: ``(rows, columns)`` of the keys.
+            row by row. None in a network without cross-attention.
         gates: Second into first, first into second; each ``(batch, width, rows, columns)`` in
-            (0, 1).
-        spatial: ``(batch, 1, rows, columns)`` in (0, 1).
+            (0, 1). None in a network without gates.
+        spatial: ``(batch, 1, rows, columns)`` in (0, 1). None in a network that does not refine.
     """
 
     map: torch.Tensor
-    attention: tuple[torch.Tensor, torch.Tensor]
     key_grid: tuple[int, int]
-    gates: tuple[torch.Tensor, torch.Tensor]
-    spatial: torch.Tensor
+    attention: tuple[torch.Tensor, torch.Tensor] | None = None
+    gates: tuple[torch.Tensor, torch.Tensor] | None = None
+    spatial: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -168,27 +185,30 @@ class CrossAttention(nn.Module):
     """One direction: a branch asks the other and lets in what its gate allows.
 
     ``own + gate * y`` with ``y = attention(own asks other)`` and
-    ``gate = sigmoid(W [own; y] + b)``, per cell and channel.
+    ``gate = sigmoid(W [own; y] + b)``, per cell and channel; without a gate everything comes in.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, gated: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.own_norm, self.other_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.gate = nn.Linear(2 * width, width)
-        nn.init.constant_(self.gate.bias, GATE_BIAS)
+        self.gate: nn.Linear | None = None
+        if gated:
+            self.gate = nn.Linear(2 * width, width)
+            nn.init.constant_(self.gate.bias, GATE_BIAS)
 
     def forward(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``own`` ``(batch, queries, width)`` enriched by ``other`` ``(batch, keys, width)``."""
         query, key, value = self._query_key_value(own, other)
         return self._let_in(own, F.scaled_dot_product_attention(query, key, value))[0]
 
-    def explain(self, own: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def explain(self, own: torch.Tensor,
+                other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The same, with the attention ``(batch, heads, queries, keys)`` and the gate ``(batch,
-        queries, width)``."""
+        queries, width)``, None without one."""
         query, key, value = self._query_key_value(own, other)
         attention = torch.softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5, dim=-1)
         enriched, gate = self._let_in(own, attention @ value)
@@ -199,8 +219,10 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(self.other_norm(other)).chunk(2, dim=-1)
         return tuple(part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
 
-    def _let_in(self, own: torch.Tensor, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _let_in(self, own: torch.Tensor, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         answer = self.out(mixed.transpose(1, 2).flatten(2))
+        if self.gate is None:
+            return own + answer, None
         gate = torch.sigmoid(self.gate(torch.cat((own, answer), dim=-1)))
         return torch.addcmul(own, gate, answer), gate
 
@@ -230,36 +252,59 @@ class FusionLevel(nn.Module):
         super().__init__()
         first, second = channels
         width = config.width
-        self.key_pooling = key_pooling
-        self.project_first, self.project_second = Project([first], width), Project([second], width)
-        self.first_asks = CrossAttention(width, config.heads)
-        self.second_asks = CrossAttention(width, config.heads)
-        self.join = Project([width, width, first, second], config.fused)
-        self.refine = Refine(config.fused)
+        self.key_pooling, self.branches, self.attends = key_pooling, config.branches, config.attends
+        raw = {"both": [first, second], "first": [first], "second": [second]}[config.branches]
+        if config.attends:
+            self.project_first, self.project_second = Project([first], width), Project([second], width)
+            self.first_asks = CrossAttention(width, config.heads, gated=config.gate)
+            self.second_asks = CrossAttention(width, config.heads, gated=config.gate)
+            raw = [width, width, *raw]
+        self.join = Project(raw, config.fused)
+        self.refine = Refine(config.fused) if config.refine else None
 
-    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Two maps ``(batch, channels, rows, columns)`` to one ``(batch, fused, rows, columns)``."""
+    def forward(self, first: torch.Tensor, second: torch.Tensor,
+                mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Two maps ``(batch, channels, rows, columns)`` to one ``(batch, fused, rows, columns)``.
+
+        ``mask`` ``(fused,)`` multiplies the channels of the joined map before they are refined.
+        """
         size = map_size(first)
         first, second = map_to_tokens(first), map_to_tokens(second)
-        a, b = self.project_first(first), self.project_second(second)
-        asked_a = self.first_asks(a, self._keys(b, size))
-        asked_b = self.second_asks(b, self._keys(a, size))
-        tokens, _ = self.refine(F.gelu(self.join(asked_a, asked_b, first, second)), size)
-        return tokens_to_map(tokens, size)
+        parts = self._raw(first, second)
+        if self.attends:
+            a, b = self.project_first(first), self.project_second(second)
+            asked_a = self.first_asks(a, self._keys(b, size))
+            asked_b = self.second_asks(b, self._keys(a, size))
+            parts = [asked_a, asked_b, *parts]
+        return tokens_to_map(self._joined(parts, size, mask)[0], size)
 
     def explain(self, first: torch.Tensor, second: torch.Tensor) -> LevelExplanation:
         """The same, with every value on the way."""
         size = map_size(first)
         first, second = map_to_tokens(first), map_to_tokens(second)
-        a, b = self.project_first(first), self.project_second(second)
-        asked_a, attention_a, gate_a = self.first_asks.explain(a, self._keys(b, size))
-        asked_b, attention_b, gate_b = self.second_asks.explain(b, self._keys(a, size))
-        tokens, spatial = self.refine(F.gelu(self.join(asked_a, asked_b, first, second)), size)
+        parts, attention, gates = self._raw(first, second), None, None
+        if self.attends:
+            a, b = self.project_first(first), self.project_second(second)
+            asked_a, attention_a, gate_a = self.first_asks.explain(a, self._keys(b, size))
+            asked_b, attention_b, gate_b = self.second_asks.explain(b, self._keys(a, size))
+            parts, attention = [asked_a, asked_b, *parts], (attention_a, attention_b)
+            if gate_a is not None and gate_b is not None:
+                gates = (tokens_to_map(gate_a, size), tokens_to_map(gate_b, size))
+        tokens, spatial = self._joined(parts, size)
         return LevelExplanation(
-            map=tokens_to_map(tokens, size), attention=(attention_a, attention_b),
+            map=tokens_to_map(tokens, size), attention=attention, gates=gates,
             key_grid=(-(-size[0] // self.key_pooling), -(-size[1] // self.key_pooling)),
-            gates=(tokens_to_map(gate_a, size), tokens_to_map(gate_b, size)),
-            spatial=tokens_to_map(spatial, size))
+            spatial=None if spatial is None else tokens_to_map(spatial, size))
+
+    def _raw(self, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+        return {"both": [first, second], "first": [first], "second": [second]}[self.branches]
+
+    def _joined(self, parts: list[torch.Tensor], size: tuple[int, int],
+                mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tokens = F.gelu(self.join(*parts))
+        if mask is not None:
+            tokens = tokens * mask
+        return (tokens, None) if self.refine is None else self.refine(tokens, size)
 
     def _keys(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         if self.key_pooling == 1:
@@ -310,17 +355,29 @@ class DualCrossAttentionFusion(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"input: need (batch, 1 or 3, rows, columns), got {tuple(x.shape)}.")
-        features = Features(*self.first(x), *self.second(x))
+        features = Features(*(self._pooled(maps) for maps in (*self.first(x), *self.second(x))))
         for first, second in ((features.first_8, features.second_8), (features.first_16, features.second_16)):
             if map_size(first) != map_size(second):
                 raise ValueError(f"backbones: need maps of equal size, got {map_size(first)} and "
                                  f"{map_size(second)}. Choose another pair or another input size.")
         return features
 
-    def fuse(self, features: Features) -> Fused:
-        """Fused maps and the pooled vector."""
-        one = self.level_1(features.first_8, features.second_8)
-        two = self.level_2(features.first_16, features.second_16)
+    def _pooled(self, maps: torch.Tensor) -> torch.Tensor:
+        pool = self.config.pool
+        if pool == 1:
+            return maps
+        rows, columns = map_size(maps)
+        return F.adaptive_avg_pool2d(maps, (-(-rows // pool), -(-columns // pool)))
+
+    def fuse(self, features: Features, masks: Sequence[torch.Tensor | None] = (None, None)) -> Fused:
+        """Fused maps and the pooled vector.
+
+        Args:
+            features: From `trunks`.
+            masks: Channel masks ``(fused,)`` of level 1 and level 2, for dropout within the fusion.
+        """
+        one = self.level_1(features.first_8, features.second_8, masks[0])
+        two = self.level_2(features.first_16, features.second_16, masks[1])
         return Fused((one, two), _pool(one, two))
 
     def explain(self, features: Features) -> Explanation:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dcaf_monai import uncertainty
-from dcaf_monai.heat import KINDS, Heat, heats
+from dcaf_monai.heat import Heat, heats, kinds_of
 from dcaf_monai.image import Geometry, Image, ImageError, Notice, Placement
 from dcaf_monai.model import Model
 from dcaf_monai.network import optimised
@@ -46,6 +46,7 @@ class Prediction:
         geometry: Place of the image's stored pixel grid.
         patient_orientation: DICOM Patient Orientation, such as ``L\\F``; empty when not stated.
         pooled: float32 feature vector before the head, ``(2 * fused,)``.
+        sampled: float32 logits of every dropout sample, before the temperature, ``(samples, classes)``.
         heats: Heat maps asked for, by kind.
         notices: What speaks against trusting this answer.
     """
@@ -65,6 +66,7 @@ class Prediction:
     geometry: Geometry
     patient_orientation: str
     pooled: np.ndarray = field(repr=False)
+    sampled: np.ndarray = field(repr=False)
     heats: Mapping[str, Heat] = field(default_factory=dict, repr=False)
     notices: tuple[Notice, ...] = ()
 
@@ -197,9 +199,10 @@ class Predictor:
     def _batch(self, placed: Sequence[_Placed], overlays: Sequence[str],
                target: str | None) -> list[Prediction]:
         """Predictions of at most one batch of prepared images."""
-        unknown = [kind for kind in overlays if kind not in KINDS]
+        kinds = kinds_of(self.model.network.config)
+        unknown = [kind for kind in overlays if kind not in kinds]
         if unknown:
-            raise ValueError(f"overlay: need one of {', '.join(KINDS)}, got {unknown[0]!r}.")
+            raise ValueError(f"overlay: need one of {', '.join(kinds)}, got {unknown[0]!r}.")
         explained = None if target is None else self.model.task.class_index(target)
         if not placed:
             return []
@@ -218,7 +221,7 @@ class Predictor:
                              classes=top if explained is None else [explained] * len(placed),
                              places=[(placement, image.geometry) for image, _, placement in placed])
         probs, std = told.probs.cpu().numpy(), told.std.cpu().numpy()
-        pooled = fused.pooled.cpu().numpy()
+        pooled, sampled = fused.pooled.cpu().numpy(), logits.float().cpu().numpy()
         return [Prediction(
             uid=image.uid, classes=self.model.task.classes, probs=probs[index], std=std[index],
             predictive_entropy=float(told.predictive_entropy[index]),
@@ -227,6 +230,6 @@ class Predictor:
             normalized_entropy=float(told.normalized_entropy[index]),
             samples=self.model.samples, seed=self.model.seed, cutoffs=self.cutoffs,
             model=self._reference, geometry=image.geometry, patient_orientation=image.patient_orientation,
-            pooled=pooled[index], heats=maps[index],
+            pooled=pooled[index], sampled=sampled[:, index], heats=maps[index],
             notices=image.notices + self.model.task.notices(image))
             for index, (image, _, _) in enumerate(placed)]

@@ -61,6 +61,8 @@ __all__ = ["FitResult", "Recipe", "TrainError", "TrainStopped", "fit", "work_fol
 Mode = Literal["frozen", "full"]
 FEW = 30
 """Fewer cases than this and a cut-off is remarked upon."""
+FROZEN_POOL = 2
+"""Frozen trunks' maps are averaged over squares of this side: a fifth of the work, a quarter of the cache."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         mode: ``frozen`` or ``full``.
         backbones: Two timm names.
         weights: Of the trunks: ``"pretrained"``, ``"none"`` or two local files.
-        shape: Other fields of `NetworkConfig`, such as width or dropout.
+        shape: Other fields of `NetworkConfig`, such as width or dropout. ``pool`` is `FROZEN_POOL` in
+            frozen mode and 1 in full mode unless given.
         preprocessing: How an image becomes an input.
         recipe: How to train; by default `Recipe`, or `FROM_SCRATCH` in full mode without any
             pretrained weights.
@@ -148,7 +151,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         _require_free_place(out, cohort)
         job = _Job(cohort, out, mode, recipe, seed, _torch_device(device),
                    cache or work_folder(out) / "cache", notify)
-        network = _start(init_from, cohort, backbones, weights, shape or {}, seed)
+        coarse = {"pool": FROZEN_POOL} if mode == "frozen" else {}
+        network = _start(init_from, cohort, backbones, weights, {**coarse, **(shape or {})}, seed)
         job.read(init_from.preprocessing if init_from else preprocessing or Preprocessing())
         outcome = job.train(network, resume=resume, stop=stop,
                             learned=learned if process_place()[0] == 0 else None)

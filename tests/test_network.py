@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import torch
 from monai.visualize import GradCAM
 from torch import nn
 
+from dcaf_monai.heat import KINDS, heats, kinds_of
+from dcaf_monai.image import Geometry, Placement
 from dcaf_monai.network import (
     CrossAttention,
     DualCrossAttentionFusion,
@@ -196,6 +199,66 @@ def test_every_branch_and_both_directions_reach_the_logits(network, features):
         for name in ("first_8", "first_16", "second_8", "second_16"):
             changed = Features(**{**vars(features), name: getattr(features, name) + 1})
             assert (network.fuse(changed).pooled - before).abs().max() > 1e-4, name
+
+
+def test_pooled_trunk_maps_are_means_over_squares_and_fuse_to_coarser_maps(network):
+    x = torch.rand(2, 1, 80, 96)
+    coarse = tiny(pool=2)
+    coarse.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        fine, pooled = network.trunks(x), coarse.trunks(x)
+        fused = coarse.fuse(pooled)
+    assert fine.first_8.shape[2:] == (10, 12) and pooled.first_8.shape[2:] == (5, 6)
+    expected = fine.second_8.unflatten(3, (6, 2)).unflatten(2, (5, 2)).mean((3, 5))
+    torch.testing.assert_close(pooled.second_8, expected)
+    assert pooled.first_16.shape[2:] == (3, 3)  # five rows: the last window is shared
+    assert [tuple(level.shape[2:]) for level in fused.maps] == [(5, 6), (3, 3)]
+
+
+@pytest.mark.parametrize(("changes", "without", "kinds"), [
+    ({"branches": "first"}, ("first_asks", "project_second"), ("class_activation", "spatial")),
+    ({"branches": "second"}, ("second_asks",), ("class_activation", "spatial")),
+    ({"attention": False}, ("first_asks", "project_first"), ("class_activation", "spatial")),
+    ({"gate": False}, ("first_asks.gate",),
+     ("class_activation", "attention_first", "attention_second", "spatial")),
+    ({"refine": False}, ("refine",), ("class_activation", "attention_first", "attention_second", "gate"))])
+def test_an_ablated_network_lacks_the_part_and_explains_what_is_left(features, changes, without, kinds):
+    ablated = tiny(**changes)
+    names = list(ablated.state_dict())
+    assert not [name for name in names for part in without if f".{part}" in name]
+    with torch.no_grad():
+        fused, explained = ablated.fuse(features), ablated.explain(features)
+    torch.testing.assert_close(explained.pooled, fused.pooled, atol=1e-5, rtol=1e-4)
+    assert kinds_of(ablated.config) == kinds
+    place = (Placement(64, (0.0, 0.0), (1.0, 1.0)), Geometry((64, 64)))
+    found = heats(ablated.head, explained, classes=[0, 1], places=[place] * 2, kinds=kinds)
+    assert set(found[0]) == set(kinds)
+    for lost in set(KINDS) - set(kinds):
+        with pytest.raises(ValueError, match=f"{lost}: need a network that has this part, got one without"):
+            heats(ablated.head, explained, classes=[0, 1], places=[place] * 2, kinds=[lost])
+    again = optimised(ablated)
+    with torch.no_grad():
+        torch.testing.assert_close(again.fuse(features).pooled, fused.pooled, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("branch", "silent"), [("first", "second"), ("second", "first")])
+def test_a_single_branch_hears_nothing_of_the_other(features, branch, silent):
+    ablated = tiny(branches=branch)
+    changed = {f"{silent}_8": torch.rand_like(getattr(features, f"{silent}_8")),
+               f"{silent}_16": torch.rand_like(getattr(features, f"{silent}_16"))}
+    with torch.no_grad():
+        torch.testing.assert_close(ablated.fuse(features).pooled,
+                                   ablated.fuse(replace(features, **changed)).pooled)
+
+
+def test_a_channel_mask_silences_its_channels_before_they_are_refined(network, features):
+    mask = torch.ones(32)
+    mask[3] = 0
+    with torch.no_grad():
+        masked = network.fuse(features, (mask, None))
+        plain = network.fuse(features)
+    assert (masked.maps[0][:, 3] == 0).all()
+    torch.testing.assert_close(masked.maps[1], plain.maps[1])
 
 
 def test_odd_sizes_go_through(network):
