@@ -29,6 +29,13 @@ def trunk_source(network: DualCrossAttentionFusion, inputs: Inputs, device: torc
 
 
 @torch.no_grad()
+def pooled_vectors(network: DualCrossAttentionFusion, source: Source, cases: np.ndarray) -> torch.Tensor:
+    """Pooled vectors ``(cases, 2 * fused)``, network in eval mode."""
+    return torch.cat([network.fuse(source(cases[start:start + BATCH])).pooled
+                      for start in range(0, len(cases), BATCH)])
+
+
+@torch.no_grad()
 def sampled_logits(network: DualCrossAttentionFusion, source: Source, cases: np.ndarray, *, samples: int,
                    seed: int) -> torch.Tensor:
     """Logits ``(samples, cases, classes)`` on the CPU, under the masks a model of these settings has."""

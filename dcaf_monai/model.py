@@ -25,6 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from dcaf_monai.calibration import OperatingPoint
+from dcaf_monai.conformal import ConformalSets
+from dcaf_monai.drift import Reference
+from dcaf_monai.heat import KINDS
 from dcaf_monai.network import DualCrossAttentionFusion, NetworkConfig
 from dcaf_monai.tasks import Task
 from dcaf_monai.transforms import Preprocessing
@@ -33,6 +36,8 @@ SCHEMA: Literal[1] = 1
 MAX_FILE_BYTES = 2 * 1024**3
 """No two trunks we support come near this; a larger file is not one of ours."""
 MAX_HEADER_BYTES = 8 * 1024**2
+_DRIFT = "drift."
+"""Before the names of the tensors of a `Reference`."""
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 """A version sorts by time of birth and ends in the first digits of its weights' digest."""
 
@@ -78,6 +83,9 @@ class Model:
         temperature: Divides sampled logits before the softmax.
         operating_points: Cut-off per class name; a class may be missing.
         heat_scales: Fixed top of the colour bar per kind of heat.
+        conformal: Thresholds of its conformal sets, if they were fitted.
+        drift: What ordinary pooled features look like, if it was fitted.
+        unfaithful: Kinds of heat that failed the randomisation test (see `faithful`).
         provenance: The fields of `Provenance` as plain JSON values.
         sha256: Digest of the file it was loaded from or saved to; empty before.
     """
@@ -92,6 +100,9 @@ class Model:
     temperature: float = 1.0
     operating_points: Mapping[str, OperatingPoint] = field(default_factory=dict)
     heat_scales: Mapping[str, float] = field(default_factory=dict)
+    conformal: ConformalSets | None = None
+    drift: Reference | None = None
+    unfaithful: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
@@ -111,6 +122,10 @@ class _Document(BaseModel):
     temperature: float = Field(gt=0, le=1000, allow_inf_nan=False)
     operating_points: Mapping[str, OperatingPoint]
     heat_scales: Mapping[str, float]
+    # Files written before these were known have none of them.
+    conformal: ConformalSets | None = None
+    drift: Mapping[str, Any] | None = None
+    unfaithful: tuple[str, ...] = ()
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -121,6 +136,11 @@ class _Document(BaseModel):
         unknown = sorted(set(self.operating_points) - set(self.task.classes))
         if unknown:
             raise ValueError(f"need operating points of the task's classes, got {', '.join(unknown)}")
+        if self.conformal and self.conformal.classes != self.task.classes:
+            raise ValueError("need conformal sets of the task's classes, got "
+                             f"{', '.join(self.conformal.classes)}")
+        if set(self.unfaithful) - set(KINDS):
+            raise ValueError(f"need kinds of heat among {', '.join(KINDS)}, got {', '.join(self.unfaithful)}")
         if not all(0 < top < float("inf") for top in self.heat_scales.values()):
             raise ValueError("need positive heat scales")
         return self
@@ -155,7 +175,9 @@ def save_model(model: Model, path: Path) -> Model:
             schema=SCHEMA, name=model.name, version=model.version, network=model.network.config,
             task=model.task, preprocessing=model.preprocessing, samples=model.samples, seed=model.seed,
             temperature=model.temperature, operating_points=dict(model.operating_points),
-            heat_scales=dict(model.heat_scales), provenance=Provenance.model_validate(model.provenance))
+            heat_scales=dict(model.heat_scales), conformal=model.conformal, unfaithful=model.unfaithful,
+            drift=model.drift.document() if model.drift else None,
+            provenance=Provenance.model_validate(model.provenance))
         text = json.dumps(document.model_dump(by_alias=True), allow_nan=False)
     except ValidationError as error:
         raise ModelError(f"model: {_first_fault(error)} Nothing was written.") from error
@@ -164,6 +186,8 @@ def save_model(model: Model, path: Path) -> Model:
                          "Nothing was written.") from error
     state = model.network.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if model.drift:
+        tensors |= {f"{_DRIFT}{name}": tensor for name, tensor in model.drift.tensors().items()}
     _require_finite(tensors, "model")
     data = save(tensors, metadata={"dcaf": text})
     write_atomically(path, data)
@@ -181,7 +205,8 @@ def load_model(path: Path) -> Model:
     data = _read(path)
     document, entries = _header(data, path)
     skeleton = _network(document.network, path, device="meta")
-    _compare(entries, skeleton.state_dict(), path)
+    _compare({name: entry for name, entry in entries.items() if not name.startswith(_DRIFT)},
+             skeleton.state_dict(), path)
     try:
         tensors = load(data)
     except SafetensorError as error:
@@ -189,13 +214,28 @@ def load_model(path: Path) -> Model:
                          "Copy it again.") from error
     _require_finite(tensors, path.name)
     network = _network(document.network, path, device="cpu")
-    network.load_state_dict(tensors)
+    network.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_DRIFT)})
     return Model(network.eval(), document.task, document.preprocessing, name=document.name,
                  version=document.version, samples=document.samples, seed=document.seed,
                  temperature=document.temperature, operating_points=dict(document.operating_points),
-                 heat_scales=dict(document.heat_scales),
+                 heat_scales=dict(document.heat_scales), conformal=document.conformal,
+                 drift=_drift(document, tensors, path), unfaithful=document.unfaithful,
                  provenance=document.provenance.model_dump(mode="json"),
                  sha256=hashlib.sha256(data).hexdigest())
+
+
+def _drift(document: _Document, tensors: Mapping[str, torch.Tensor], path: Path) -> Reference | None:
+    found = {name.removeprefix(_DRIFT): tensor for name, tensor in tensors.items() if name.startswith(_DRIFT)}
+    if document.drift is None and not found:
+        return None
+    try:
+        reference = Reference.from_tensors(found, document.drift or {})
+    except ValueError as error:
+        raise ModelError(f"{path.name}: {error} Train or copy the model again.") from error
+    if len(reference.mean) != 2 * document.network.fused:
+        raise ModelError(f"{path.name}: drift: need {2 * document.network.fused} features, got "
+                         f"{len(reference.mean)}. Train or copy the model again.")
+    return reference
 
 
 def describe_model(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class Prediction:
         samples: Number of dropout masks.
         seed: Seed of the dropout masks.
         cutoffs: Operating point of each class that has one.
+        conformal: ``alpha``, ``method``, ``conditional`` and ``set`` (the most probable class first) of a
+            model that carries thresholds; else None.
         model: ``name``, ``version``, ``sha256`` and ``task`` of the model.
         geometry: Place of the image's stored pixel grid.
         patient_orientation: DICOM Patient Orientation, such as ``L\\F``; empty when not stated.
@@ -69,6 +72,7 @@ class Prediction:
     sampled: np.ndarray = field(repr=False)
     heats: Mapping[str, Heat] = field(default_factory=dict, repr=False)
     notices: tuple[Notice, ...] = ()
+    conformal: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -101,6 +105,7 @@ class Prediction:
                 name: {"cutoff": cutoff,
                        "positive": bool(self.probs[self.classes.index(name)] >= cutoff)}
                 for name, cutoff in self.cutoffs.items()},
+            **({"conformal": dict(self.conformal)} if self.conformal else {}),
             "model": dict(self.model),
             "image": {"id": self.uid, "shape": list(geometry.shape),
                       "spacing_mm": list(geometry.spacing_mm) if geometry.spacing_known else None,
@@ -231,5 +236,18 @@ class Predictor:
             samples=self.model.samples, seed=self.model.seed, cutoffs=self.cutoffs,
             model=self._reference, geometry=image.geometry, patient_orientation=image.patient_orientation,
             pooled=pooled[index], sampled=sampled[:, index], heats=maps[index],
-            notices=image.notices + self.model.task.notices(image))
+            notices=image.notices + self.model.task.notices(image) + self._drifted(pooled[index]),
+            conformal=self._set(probs[index], image.uid))
             for index, (image, _, _) in enumerate(placed)]
+
+    def _drifted(self, pooled: np.ndarray) -> tuple[Notice, ...]:
+        notice = self.model.drift.notice(pooled) if self.model.drift else None
+        return () if notice is None else (notice,)
+
+    def _set(self, probs: np.ndarray, uid: str) -> dict[str, Any] | None:
+        sets = self.model.conformal
+        if sets is None:
+            return None
+        return {"alpha": sets.alpha, "method": sets.method, "conditional": sets.conditional,
+                "set": sets.names(probs, uid=uid),
+                "warnings": [{"code": notice.code, "message": notice.message} for notice in sets.notices()]}

@@ -2,8 +2,8 @@
 
 Two modes. ``frozen`` keeps the trunks as they are, computes their features once per image and trains
 fusion and head on the cached features. ``full`` trains everything on augmented images. The
-validation split chooses the epoch, fits temperature and cut-offs, and is the gate's measure; the
-test split is never opened here.
+validation split chooses the epoch, fits the cut-offs and is the gate's measure; one half of its patients fits
+the temperature, the other calibrates the conformal sets. The test split is never opened here.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dcaf_monai.appraise import (
     heat_scales,
     mean_probs,
     negative_log_likelihood,
+    pooled_vectors,
     sampled_logits,
     trunk_source,
 )
@@ -40,6 +41,8 @@ from dcaf_monai.batches import FusionAndHead, OnFeatures, OnInputs
 from dcaf_monai.calibration import Criterion, fit_operating_points, fit_temperature
 from dcaf_monai.checkpoint import TrainError
 from dcaf_monai.cohort import Case, Cohort
+from dcaf_monai.conformal import fit_conformal, split_roles
+from dcaf_monai.drift import FEWEST, Reference, fit_reference
 from dcaf_monai.engine import (
     FROM_SCRATCH,
     Learned,
@@ -236,19 +239,24 @@ class _Job:
         classes, labels = self.cohort.task.classes, self.labels[self.validation]
         self.notify("check", 0, 2, "calibration")
         logits = sampled_logits(network, self.source, self.validation, samples=samples, seed=self.seed)
-        temperature = fit_temperature(logits, torch.from_numpy(labels))
+        groups = [self.inputs.cases[index].group for index in self.validation]
+        fits, calibrates = self._roles(groups, labels)
+        temperature = fit_temperature(logits[:, fits], torch.from_numpy(labels[fits]))
         probs = mean_probs(logits, temperature)
+        sets = None
+        if len(calibrates):
+            sets = fit_conformal(probs[calibrates], labels[calibrates], [groups[case] for case in calibrates],
+                                 classes, fit_groups=[groups[case] for case in fits])
         points = fit_operating_points(probs, labels, classes, criterion=criterion, target=target)
         self.notify("check", 1, 2, "heat scales")
         scales = heat_scales(network, self.source, self.validation, size=self.preprocessing.size)
-        groups = [self.inputs.cases[index].group for index in self.validation]
         remarks = [f"{name}: its {criterion} cut-off rests on {point.n} cases."
                    for name, point in points.items() if point.n < FEW]
         remarks += [f"{name}: no cut-off reaches a {criterion} of {target} on validation."
                     for name in classes if name not in points]
         if self.inputs.refused:
             remarks.append(f"{len(self.inputs.refused)} files could not be read and were left out.")
-        remarks += [notice.message for notice in self.cohort.notices]
+        remarks += [notice.message for notice in (*self.cohort.notices, *(sets.notices() if sets else ()))]
         self.notify("check", 2, 2, "done")
         provenance = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "mode": self.mode,
@@ -264,7 +272,21 @@ class _Job:
                          "monai": monai.__version__}, "remarks": remarks}
         return Model(network.cpu(), self.cohort.task, self.preprocessing, version=new_version(network),
                      samples=samples, seed=self.seed, temperature=temperature, operating_points=points,
-                     heat_scales=scales, provenance=provenance)
+                     heat_scales=scales, conformal=sets, drift=self._reference(network),
+                     provenance=provenance)
+
+    def _roles(self, groups: list[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Validation cases that fit the temperature, and others that calibrate conformal sets."""
+        if len(set(groups)) < 2:
+            return np.arange(len(groups)), np.empty(0, np.int64)
+        return split_roles(groups, labels, seed=self.seed)
+
+    def _reference(self, network: DualCrossAttentionFusion) -> Reference | None:
+        """What ordinary features look like; None when there are too few training cases to tell."""
+        if len(self.training) < FEWEST:
+            return None
+        return fit_reference(pooled_vectors(network, self.source, self.training).cpu(),
+                             pooled_vectors(network, self.source, self.validation).cpu())
 
     def judge(self, model: Model) -> Verdict:
         """The gate; the first process decides and the others hear it."""
