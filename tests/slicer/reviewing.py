@@ -32,8 +32,8 @@ def connect(widget, served: Served, reader: str = "ada", url: str | None = None)
     ui.tokenEdit.text = served.tokens.get(reader, "")
     ui.readerEdit.text = "" if served.tokens else reader
     ui.connectButton.click()
-    fixture.wait(lambda: widget.session.connection.state == "on", 20)
-    fixture.wait(lambda: not widget.session.page.busy and widget.session.page.total, 20)
+    fixture.wait(lambda: widget.session.connection.state == "on")
+    fixture.wait(lambda: not widget.session.page.busy and widget.session.page.total)
 
 
 def open_next(widget, *, heat: bool = True):
@@ -45,7 +45,7 @@ def open_next(widget, *, heat: bool = True):
 def loaded(widget, *, other_than: str = "", heat: bool = True):
     session = widget.session
     fixture.wait(lambda: session.case is not None and session.case.uid != other_than
-                 and session.case.picture is not None and (session.case.heat is not None or not heat), 20)
+                 and session.case.picture is not None and (session.case.heat is not None or not heat))
     fixture.process(0.05)
     return session.case
 

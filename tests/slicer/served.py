@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Served:
                 [MAIN, HERE / "serve_films.py", self.folder, str(self.port), json.dumps(self.wish)],
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
@@ -112,6 +113,8 @@ class Trouble:
             answer; ``answer``: hangs up in the middle of the answer; empty: neither.
         only: Trouble only for requests whose first line holds this text.
         tls: ``(certificate, key)``: speaks TLS to the client.
+        adds: Is given the path and the JSON object of each answer that is one, and may change it: so a server
+            of another version is spoken to.
     """
 
     port: int
@@ -119,6 +122,7 @@ class Trouble:
     cut: str = ""
     only: str = ""
     tls: tuple[Path, Path] | None = None
+    adds: Callable[[str, dict], None] | None = None
 
     def __enter__(self) -> Trouble:
         self.hung_up = threading.Event()
@@ -164,8 +168,22 @@ class Trouble:
             answer = b""
             while part := server.recv(65536):
                 answer += part
+            if self.adds is not None:
+                answer = self._with_more(line.split(" ")[1], answer)
             if cut != "lost":
                 client.sendall(answer[:len(answer) - 20] if cut == "answer" else answer)
+
+    def _with_more(self, path: str, answer: bytes) -> bytes:
+        """The answer with its JSON object, or the one that a map comes with, changed by `adds`."""
+        head, _, body = answer.partition(b"\r\n\r\n")
+        kind = next((line.split(b":", 1)[1].strip().decode() for line in head.split(b"\r\n")
+                     if line.lower().startswith(b"content-type:")), "")
+        before, part, after = (b"", body, b"") if kind.startswith("application/json") else _parts(body)
+        if not part.startswith(b"{"):
+            return answer
+        told = json.loads(part)
+        self.adds(path, told)
+        return http(int(head.split(b" ", 2)[1]), before + json.dumps(told).encode() + after, kind)
 
     def _waited_in_vain(self, client: socket.socket, delay_s: float) -> bool:
         """Whether the client hung up during the delay."""
@@ -203,6 +221,13 @@ def stranger(answer: bytes):
             listener.shutdown(socket.SHUT_RDWR)
 
 
+def _parts(body: bytes) -> tuple[bytes, bytes, bytes]:
+    """A body of several parts: what precedes the JSON object, it, what follows; the middle may be empty."""
+    start = body.find(b"\r\n\r\n{") + 4
+    end = body.find(b"\r\n--", start)
+    return (body[:start], body[start:end], body[end:]) if 4 <= start < end else (body, b"", b"")
+
+
 def http(status: int, body: bytes, kind: str = "application/json", **headers: str) -> bytes:
     """A whole HTTP answer."""
     more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
@@ -236,7 +261,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait(done, timeout_s: float = 30.0, step=lambda: None):
+def wait(done, timeout_s: float = 60.0, step=lambda: None):
     """The first truthy value of ``done()``; ``step()`` runs between the looks."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

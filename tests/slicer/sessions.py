@@ -33,7 +33,7 @@ def reading(server: Served, folder: Path, name: str = "ada", url: str = "", **op
         session.close()
 
 
-def until(session: Session, done, timeout_s: float = 30.0):
+def until(session: Session, done, timeout_s: float = 60.0):
     """Ticks until something is so."""
     try:
         return wait(done, timeout_s, session.tick)

@@ -54,20 +54,33 @@ def test_bars_tell_what_the_conformal_set_holds() -> None:
     assert [bar.in_set for bar in reading.bars(told, TITLES)] == [True, False]
 
 
-@pytest.mark.parametrize("held, words", [([], "no class fits"), (["cnv"], "only CNV"),
-                                         (["cnv", "normal"], "CNV, Normal")])
+@pytest.mark.parametrize("held, words", [([], "no class fits"), (["cnv"], "Only CNV is left"),
+                                         (["cnv", "normal"], "Nothing can be ruled out: CNV, Normal")])
 def test_the_conformal_set_is_said_in_words(held: list, words: str) -> None:
     told = reading.conformal(document(0.5, 0.1, conformal={"alpha": 0.1, "set": held}), TITLES)
     assert words in told and "90%" in told
 
 
+def test_several_classes_of_more_are_left() -> None:
+    three = document(0.5, 0.1, conformal={"alpha": 0.05, "set": ["cnv", "drusen"]})
+    three["prediction"].insert(1, {"label": "drusen", "score": 0.0})
+    assert "Left are CNV, drusen." in reading.conformal(three, TITLES)
+
+
+def test_the_words_tell_what_is_promised_of_whom_and_how_the_set_was_made() -> None:
+    told = {"alpha": 0.1, "set": ["cnv"], "method": "raps"}
+    assert "90% of all cases" in reading.conformal(document(0.5, 0.1, conformal=told), TITLES)
+    each = reading.conformal(document(0.5, 0.1, conformal={**told, "conditional": True}), TITLES)
+    assert "90% of the cases of each class" in each and each.endswith("(RAPS).")
+
+
+def test_warnings_of_image_and_set_are_told_once_each() -> None:
+    unlike, few = ({"code": code, "message": f"{code}."} for code in ("unlike_training", "few"))
+    made = {"alpha": 0.1, "set": [], "warnings": [few, unlike]}
+    told = document(0.5, 0.1, warnings=[unlike], conformal=made)
+    assert reading.warnings(told) == ("unlike_training.", "few.")
+    assert reading.warnings(document(0.5, 0.1)) == ()
+
+
 def test_a_model_without_calibration_says_nothing_of_sets() -> None:
     assert reading.conformal(document(0.5, 0.1), TITLES) == ""
-
-
-def test_the_text_of_a_case_has_model_figures_and_warnings() -> None:
-    warned = document(0.5, 0.1, warnings=[{"code": "inverted", "message": "The image looks inverted."}])
-    lines = reading.as_text(warned, TITLES).split("\n")
-    assert lines[0].startswith("DCAF m (v1), task oct") and "not a medical device" in lines[0]
-    assert "CNV: 70.0% (SD 10.0%, cut-off 0.60)" in lines and "Normal: 30.0% (SD 10.0%)" in lines
-    assert lines[-1] == "Warning: The image looks inverted."

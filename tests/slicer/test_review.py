@@ -22,6 +22,10 @@ def server():
         yield served
 
 
+def uids(server: Served, page: str) -> list:
+    return [item["uid"] for item in ask(server, f"/dcaf/worklist?{page}")["items"]]
+
+
 def test_the_state_is_told_and_the_token_is_not(opened, server) -> None:
     assert "Not connected" in opened.ui.statusLabel.text and not opened.ui.nextButton.enabled
     connect(opened, server)
@@ -37,7 +41,7 @@ def test_a_wrong_token_is_one_sentence_and_everything_can_be_tried_again(opened,
     ui = opened.ui
     ui.urlEdit.text, ui.tokenEdit.text = server.url, "wrong"
     ui.connectButton.click()
-    fixture.wait(lambda: opened.session.connection.state == "off" and ui.noticeLabel.text, 10)
+    fixture.wait(lambda: opened.session.connection.state == "off" and ui.noticeLabel.text)
     assert ui.noticeLabel.visible and "oken" in ui.noticeLabel.text and "wrong" not in ui.noticeLabel.text
     assert ui.connectButton.enabled
     connect(opened, server)
@@ -124,7 +128,7 @@ def test_another_map_is_asked_for_by_key_and_kept(opened, server) -> None:
     case = open_next(opened)
     first = case.heat
     press(opened, "m")
-    fixture.wait(lambda: case.map_kind == "attention_first" and case.heat is not None, 10)
+    fixture.wait(lambda: case.map_kind == "attention_first" and case.heat is not None)
     assert case.heat.fields["kind"] == "attention_first" and not opened.ui.explainBox.enabled
     opened.ui.mapBox.setCurrentIndex(0)
     assert case.heat is first     # at once: it was kept
@@ -164,7 +168,7 @@ def test_undo_takes_back_the_choice_and_then_the_case(opened, server) -> None:
     press(opened, "2")
     opened.ui.submitButton.click()
     fixture.wait(lambda: opened.session.waiting == 0 and opened.session.case is not None
-                 and opened.session.case.uid != first.uid, 10)
+                 and opened.session.case.uid != first.uid)
     labels = [entry["label"] for entry in ask(server, f"/dcaf/history?image={first.uid}")
               if entry["reader"] == "bob"]
     assert labels == ["normal", "pneumonia"]      # append-only: the later one counts
@@ -212,9 +216,8 @@ def test_skip_gives_its_reason_and_the_case_does_not_come_back(opened, server) -
     opened.ui.skipButton.click()
     other = loaded(opened, other_than=case.uid)
     opened.session.close_case()
-    fixture.process(0.3)
-    skipped = ask(server, "/dcaf/worklist?status=skipped&reader=chief")["items"]
-    assert case.uid in [item["uid"] for item in skipped] and other.uid != case.uid
+    fixture.wait(lambda: case.uid in uids(server, "status=skipped&reader=chief"))
+    assert other.uid != case.uid
     assert opened.ui.skipEdit.text == ""
 
 
@@ -243,9 +246,7 @@ def test_closing_the_scene_gives_the_case_back_and_the_next_one_loads(opened, se
     case = open_next(opened)
     slicer.mrmlScene.Clear(0)
     assert opened.session.case is None and "No case" in opened.ui.caseLabel.text
-    fixture.process(0.5)
-    held = ask(server, "/dcaf/worklist?status=leased")["items"]
-    assert case.uid not in [item["uid"] for item in held]
+    fixture.wait(lambda: case.uid not in uids(server, "status=leased"))
     opened.enter()
     open_next(opened)
     assert coloured("DCAFOverlay") > 500
@@ -259,7 +260,7 @@ def test_training_is_for_admins_shows_its_curve_and_what_changed(opened, server,
     opened.ui.learnSection.collapsed = False
     opened.ui.curveCheck.click()
     opened.ui.trainButton.click()
-    fixture.wait(lambda: opened.session.training.running, 20)
+    fixture.wait(lambda: opened.session.training.running)
     assert opened.ui.stopButton.enabled and not opened.ui.trainButton.enabled
     fixture.wait(lambda: not opened.session.training.running, 180)
     state = opened.session.training.state
@@ -269,7 +270,7 @@ def test_training_is_for_admins_shows_its_curve_and_what_changed(opened, server,
     table = chart.GetNthPlotSeriesNode(0).GetTableNode().GetTable()
     assert table.GetNumberOfRows() == len(opened.session.training.curve)
     if state == "published":
-        fixture.wait(lambda: opened.session.training.changes is not None, 20)
+        fixture.wait(lambda: opened.session.training.changes is not None)
         assert "answers changed" in opened.ui.changesLabel.text
     fixture.process(0.2)
     fixture.screenshot(fixture.main_window(), pictures / "learn.png")

@@ -45,13 +45,13 @@ def test_a_loaded_volume_is_classified_after_asking_once(opened, server) -> None
     with fixture.answering(qt.QMessageBox.Yes):
         ui.sliceSpin.value = 3
         ui.classifyButton.click()
-    fixture.wait(lambda: opened.session.case is not None and opened.session.case.heat is not None, 20)
+    fixture.wait(lambda: opened.session.case is not None and opened.session.case.heat is not None)
     fixture.process(0.1)
     assert "not in the server's store" in ui.caseLabel.text and ui.verdictLabel.visible
     assert coloured("DCAFOverlay") > 0 and not ui.choicesLayout.itemAt(0).widget().enabled
     ui.sliceSpin.value = 1
     ui.classifyButton.click()      # not asked again
-    fixture.wait(lambda: opened.session.case.heat is not None, 20)
+    fixture.wait(lambda: opened.session.case.heat is not None)
     assert ask(server, "/dcaf/worklist")["total"] == before
     opened.session.close_case()
     assert slicer.mrmlScene.IsNodePresent(node)
@@ -65,7 +65,7 @@ def test_a_film_of_the_local_database_is_not_fetched_and_keeps_its_window(opened
     connect(opened, server)
     uid = next(item["uid"] for item in opened.session.page.items if item["uid"] in uids)
     opened.session.open_case(uid)
-    fixture.wait(lambda: opened.session.case.heat is not None, 20)
+    fixture.wait(lambda: opened.session.case.heat is not None)
     fixture.process(0.1)
     assert opened.session.case.local and opened.session.case.picture is None
     volume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
@@ -86,7 +86,7 @@ def test_the_local_film_and_the_servers_show_the_same_overlay_at_the_same_place(
     opened.session.close_case()
     slicer.dicomDatabase.insert(str(films[0]))
     opened.session.open_case(uid)
-    fixture.wait(lambda: opened.session.case.heat is not None, 20)
+    fixture.wait(lambda: opened.session.case.heat is not None)
     fixture.process(0.1)
     assert opened.session.case.local
     assert np.abs(fixture.grab_view("DCAFOverlay").astype(int) - fetched).max() <= 3
@@ -101,7 +101,7 @@ def test_the_case_can_be_copied_saved_and_the_answers_exported(opened, server, t
     assert "Predictive entropy" in copied or "Entropy" in copied
     opened.session.choose("uncertain")
     ui.submitButton.click()
-    fixture.wait(lambda: opened.session.waiting == 0, 20)
+    fixture.wait(lambda: opened.session.waiting == 0)
     target = tmp_path / "mine.csv"
     with fixture.answering(str(target)):
         ui.exportButton.click()
@@ -120,14 +120,14 @@ def test_without_a_model_there_are_worklist_pictures_answers_and_disagreements(o
         assert coloured("DCAFOverlay") == 0 and fixture.grab_view("DCAFOverlay").max() > 100
         opened.session.choose("normal")
         opened.ui.submitButton.click()
-        fixture.wait(lambda: opened.session.waiting == 0, 20)
+        fixture.wait(lambda: opened.session.waiting == 0)
         opened.ui.disconnectButton.click()
         connect(opened, plain, "bob")
         opened.session.open_case(case.uid)
         loaded(opened, heat=False)
         opened.session.choose("pneumonia")
         opened.ui.submitButton.click()
-        fixture.wait(lambda: opened.session.waiting == 0, 20)
+        fixture.wait(lambda: opened.session.waiting == 0)
         opened.ui.disconnectButton.click()
         connect(opened, plain, "chief")
         opened.ui.statusBox.setCurrentIndex(opened.ui.statusBox.findData("disagreement"))
@@ -140,7 +140,7 @@ def test_without_a_model_there_are_worklist_pictures_answers_and_disagreements(o
         opened.ui.settleCheck.click()
         opened.session.choose("normal")
         opened.ui.submitButton.click()
-        fixture.wait(lambda: opened.session.waiting == 0, 20)
+        fixture.wait(lambda: opened.session.waiting == 0)
         assert ask(plain, "/dcaf/disagreements") == []
         assert ask(plain, f"/dcaf/history?image={case.uid}")[-1]["role"] == "adjudication"
 

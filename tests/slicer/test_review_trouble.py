@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import fixture
 import pytest
+from ownclock import own_s
 from reviewing import ask, connect, loaded, open_next
 from served import Served, Trouble
 
@@ -32,14 +31,14 @@ class Gaps:
     """The longest time the window did not answer: a timer asks to be called every 5 ms."""
 
     def __init__(self) -> None:
-        self.longest_s, self._last = 0.0, time.monotonic()
+        self.longest_s, self._last = 0.0, own_s()
         self._timer = qt.QTimer()
         self._timer.setInterval(5)
         self._timer.connect("timeout()", self._beat)
         self._timer.start()
 
     def _beat(self) -> None:
-        now = time.monotonic()
+        now = own_s()
         self.longest_s, self._last = max(self.longest_s, now - self._last), now
 
     def stop(self) -> float:
@@ -89,7 +88,7 @@ def test_an_answer_given_while_the_server_is_down_is_sent_once_when_it_is_back(o
     server.kill()
     opened.session.choose("normal")
     opened.ui.submitButton.click()
-    fixture.wait(lambda: opened.session.connection.state == "lost", 20)
+    fixture.wait(lambda: opened.session.connection.state == "lost")
     assert opened.session.waiting == 1 and "1 answers wait" in opened.ui.journalLabel.text
     assert "lost" in opened.ui.statusLabel.text
     server.start()
@@ -106,12 +105,12 @@ def test_an_answer_survives_the_application_as_well(application, server) -> None
     server.kill()
     first.session.choose("pneumonia")
     first.ui.submitButton.click()
-    fixture.wait(lambda: first.session.connection.state == "lost", 20)
+    fixture.wait(lambda: first.session.connection.state == "lost")
     fixture.close_module(first)
     server.start()
     again = fixture.open_module(MODULE)
     connect(again, server, "bob")
-    fixture.wait(lambda: again.session.waiting == 0, 20)
+    fixture.wait(lambda: again.session.waiting == 0)
     assert [entry["label"] for entry in of_reader(server, case.uid, "bob")] == ["pneumonia"]
     fixture.close_module(again)
 
@@ -127,7 +126,7 @@ def test_an_answer_whose_acknowledgement_is_lost_is_stored_once(opened, server, 
         fixture.process(1.0)
         assert opened.session.waiting == 1
         line.cut = ""
-        fixture.wait(lambda: opened.session.waiting == 0, 40)
+        fixture.wait(lambda: opened.session.waiting == 0)
     assert len(of_reader(server, case.uid, "chief")) == 1
 
 
@@ -142,14 +141,14 @@ def test_a_server_that_dies_in_the_middle_of_a_step_is_waited_for(opened, server
            "training": lambda: opened.session.train("frozen")}[step]
     server.kill()
     act()
-    fixture.wait(lambda: opened.session.connection.state == "lost", 20)
+    fixture.wait(lambda: opened.session.connection.state == "lost")
     server.start()
     fixture.wait(lambda: opened.session.connection.state == "on", 60)
-    fixture.wait(lambda: not opened.session.page.busy and opened.session.page.total, 20)
+    fixture.wait(lambda: not opened.session.page.busy and opened.session.page.total)
     if step in ("map", "case"):
         assert opened.session.case is not None
     if step == "map":
-        fixture.wait(lambda: case.heat is not None, 20)
+        fixture.wait(lambda: case.heat is not None)
         assert opened.session.case is case and case.choice == "normal"
         assert case.heat.fields["kind"] == case.map_kind
 
@@ -160,7 +159,7 @@ def test_a_refused_answer_is_kept_and_its_reason_told(opened, server) -> None:
     opened.session.choose("normal")
     opened.session.remark(comment="bell \x07")
     opened.ui.submitButton.click()
-    fixture.wait(lambda: opened.session.refused, 20)
+    fixture.wait(lambda: opened.session.refused)
     assert "1 answers were refused" in opened.ui.journalLabel.text and opened.session.waiting == 0
     assert "refused" in opened.ui.noticeLabel.text
     assert not [entry for entry in of_reader(server, case.uid, "bob") if "bell" in entry["comment"]]

@@ -17,8 +17,8 @@ from .outbox import Outbox
 from .state import CLASS_ACTIVATION, Case, Connection, Page, Sent, short_name
 from .topics import Topics, tells
 
-QUEUES = ("entropy", "mutual_information", "margin", "random")
-"""Orders by which the server hands out cases."""
+LISTINGS = ("case", "label", "score")
+"""Orders to look a case up by; by every other the server hands out cases."""
 UNSET: Any = object()
 LEASE_S = 1800.0
 
@@ -195,7 +195,7 @@ class Cases(Topics):
             self.case.shown.update(shown)
 
     def _seek(self) -> None:
-        self.seeking = self.page.order if self.page.order in QUEUES else "entropy"
+        self.seeking = "entropy" if self.page.order in LISTINGS else self.page.order
         self._go_on()
         self._mark("case")
 

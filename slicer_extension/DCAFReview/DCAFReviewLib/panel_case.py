@@ -29,7 +29,7 @@ class CasePanel:
         for label, text in ((ui.verdictLabel, reading.verdict(document, titles) if document else ""),
                             (ui.figuresLabel, reading.figures(document) if document else ""),
                             (ui.conformalLabel, reading.conformal(document, titles) if document else ""),
-                            (ui.warningsLabel, _warnings(document))):
+                            (ui.warningsLabel, _warnings(document) if document else "")):
             label.text = text
             label.setVisible(bool(text))
         ui.barsLabel.setVisible(document is not None)
@@ -51,4 +51,4 @@ def _title(case) -> str:
 
 
 def _warnings(document) -> str:
-    return "\n".join(f"\u26a0 {warning['message']}" for warning in document["warnings"]) if document else ""
+    return "\n".join(f"\u26a0 {message}" for message in reading.warnings(document))

@@ -11,11 +11,16 @@ CASE, LABEL, SCORE, ENTROPY, STATUS, READERS = range(len(COLUMNS))
 ORDER_OF_COLUMN = {CASE: "case", LABEL: "label", SCORE: "score", ENTROPY: "entropy"}
 """The server sorts, since a page is a small part of the list."""
 ORDERS = {"entropy": "Most uncertain first", "mutual_information": "Samples disagree most",
-          "margin": "Closest call first", "random": "Random", "case": "Case", "label": "Model's answer",
-          "score": "Probability"}
+          "margin": "Closest call first", "bald": "Samples disagree most (BALD)",
+          "powerbald": "Samples disagree, with some chance", "batchbald": "Most to learn from a batch",
+          "badge": "Doubtful and unlike each other", "coreset": "Least like what is labelled",
+          "typiclust": "Typical of their kind", "entropy_density": "Uncertain and typical",
+          "least_confidence": "Least confident first", "random": "Random", "case": "Case",
+          "label": "Model's answer", "score": "Probability"}
 STATUSES = {"unread": "Unread", "all": "All", "mine": "Read by me", "read": "Read",
             "disagreement": "Disagreements", "skipped": "Skipped", "unscored": "Not yet scored",
             "leased": "Being read"}
+DRAWN = "* drawn at random, so that the model is also watched where it is sure"
 COLOUR_BLIND_SAFE = {"low": "#0072B2", "middle": "#999999", "high": "#D55E00"}
 """Of the entropy bars (Okabe and Ito's palette)."""
 
@@ -55,8 +60,8 @@ class WorklistPanel:
         """Offers the orders, filters and classes of the server that answers."""
         connection = self._session.connection
         self._filling = True
-        _fill(self._ui.orderBox, [(ORDERS.get(order, order), order) for order in ("entropy", *(
-            order for order in connection.orders if order != "entropy"))])
+        _fill(self._ui.orderBox, [(ORDERS.get(order, order), order)
+                                  for order in connection.orders or ("entropy",)])
         _fill(self._ui.statusBox, [(text, status) for status, text in STATUSES.items()])
         classes = [(title, name) for name, title in connection.classes]
         _fill(self._ui.labelBox, [("All classes", ""), *classes])
@@ -85,7 +90,9 @@ class WorklistPanel:
             table.setColumnHidden(column, blind)
         first, last = page.offset + 1, page.offset + len(page.items)
         text = f"{first:,} to {last:,} of {page.total:,}" if page.items else "Nothing here."
-        ui.pageLabel.text = "Asking \u2026" if page.busy else text
+        drawn = any(item.get("random") for item in page.items)
+        ui.pageLabel.text = "Asking \u2026" if page.busy else text + (", * drawn at random" if drawn else "")
+        ui.pageLabel.toolTip = DRAWN if drawn else ""
         ui.previousButton.enabled = page.offset > 0
         ui.followingButton.enabled = last < page.total
 
@@ -101,13 +108,15 @@ class WorklistPanel:
     def _fill_row(self, row: int, item: dict, titles: dict, blind: bool) -> None:
         table, scored = self._ui.worklistTable, item["label"] is not None and not blind
         status = {"leased": "being read", "disagreement": "differ"}.get(item["status"], item["status"])
-        texts = {CASE: short(item["uid"]), LABEL: titles.get(item["label"], item["label"]) if scored else "",
+        drawn = " *" if item.get("random") else ""
+        texts = {CASE: short(item["uid"]) + drawn,
+                 LABEL: titles.get(item["label"], item["label"]) if scored else "",
                  SCORE: f"{item['score']:.0%}" if scored else "", STATUS: status,
                  READERS: ", ".join(item["read_by"])}
         for column, text in texts.items():
             cell = qt.QTableWidgetItem(text)
             if column == CASE:
-                cell.setToolTip(item["uid"])
+                cell.setToolTip(item["uid"] + ("\n" + DRAWN if drawn else ""))
             table.setItem(row, column, cell)
         if scored:
             table.setCellWidget(row, ENTROPY, _entropy_bar(item["normalized_entropy"]))

@@ -75,27 +75,25 @@ def figures(document: Mapping) -> str:
 
 
 def conformal(document: Mapping, titles: Mapping[str, str]) -> str:
-    """The conformal set in words; empty when the model carries none."""
+    """The conformal set in words and what it is worth; empty when the model carries none."""
     told = document.get("conformal")
     if not told:
         return ""
     held = [titles.get(label, label) for label in told["set"]]
     sure = f"{1 - told['alpha']:.0%}"
     if not held:
-        return f"At {sure} coverage no class fits: this image is unlike those the model was calibrated on."
-    if len(held) == 1:
-        return f"At {sure} coverage only {held[0]} is left."
-    return f"At {sure} coverage these remain possible: {', '.join(held)}."
+        return f"At {sure} no class fits: this image is unlike those the model was calibrated on."
+    if len(held) == len(document["prediction"]):
+        left = f"Nothing can be ruled out: {', '.join(held)}."
+    else:
+        left = f"Only {held[0]} is left." if len(held) == 1 else f"Left are {', '.join(held)}."
+    whose = "of the cases of each class" if told.get("conditional") else "of all cases"
+    how = f" ({told['method'].upper()})" if told.get("method") else ""
+    return (f"{left} Sets made like this hold the right class in {sure} {whose}, for images like those the "
+            f"model was calibrated on{how}.")
 
 
-def as_text(document: Mapping, titles: Mapping[str, str]) -> str:
-    """A prediction as lines of text, to copy into a note; names no patient."""
-    model = document["model"]
-    lines = [f"DCAF {model['name']} ({model['version']}), task {model['task']}. "
-             "Research software, not a medical device."]
-    for bar in bars(document, titles):
-        point = "" if bar.cutoff is None else f", cut-off {bar.cutoff:.2f}"
-        lines.append(f"{bar.title}: {bar.probability:.1%} (SD {bar.sd:.1%}{point})")
-    lines += [figures(document), verdict(document, titles), conformal(document, titles)]
-    lines += [f"Warning: {warning['message']}" for warning in document.get("warnings", ())]
-    return "\n".join(line for line in lines if line)
+def warnings(document: Mapping) -> tuple[str, ...]:
+    """What speaks against believing the answer, in the server's sentences: the image, then the set."""
+    told = [*document.get("warnings", ()), *document.get("conformal", {}).get("warnings", ())]
+    return tuple(dict.fromkeys(warning["message"] for warning in told))

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable
 
+from .reading import conformal, warnings
 from .state import Case, Connection, Sent
 
 COLUMNS = ("image", "label", "reader", "role", "confidence", "comment", "seconds", "blind", "point", "box",
@@ -27,12 +28,10 @@ def case_text(case: Case, connection: Connection) -> str:
         lines += [f"  Predictive entropy {told['predictive_entropy']:.3f} nats "
                   f"({told['normalized_entropy']:.0%} of its maximum)",
                   f"  Mutual information {told['mutual_information']:.3f} nats, {told['samples']} samples"]
-        if "conformal" in document:
-            kept = ", ".join(titles.get(name, name) for name in document["conformal"]["set"]) or "none"
-            lines.append(f"  Prediction set at {1 - document['conformal']['alpha']:.0%}: {kept}")
-        lines += [f"  Warning: {warning['message']}" for warning in document.get("warnings", ())]
+        lines += [f"  {words}" for words in (conformal(document, titles),) if words]
+        lines += [f"  Warning: {message}" for message in warnings(document)]
         model = document["model"]
-        lines.append(f"  Model {model['name']} {model['version']}")
+        lines.append(f"  Model {model['name']} {model['version']}. Research software, not a medical device.")
     if case.choice:
         lines.append(f"Reader {connection.reader}: {titles.get(case.choice, case.choice)}")
     if case.comment:

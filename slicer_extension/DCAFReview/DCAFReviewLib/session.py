@@ -196,6 +196,8 @@ class Session(Cases):
             self._leave()
         self._retry_s = FIRST_RETRY_S
         self._mark("connection")
+        if self.connection.orders and self.page.order not in self.connection.orders:
+            self.page.order, self.page.descending = self.connection.orders[0], None
         if back:
             self._outbox.afresh()
             self._trained(answer.get("training") or {"state": "idle"}, tell=False)

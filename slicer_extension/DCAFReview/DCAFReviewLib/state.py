@@ -22,7 +22,7 @@ class Connection:
 
     ``state`` is ``off``, ``connecting``, ``on`` or ``lost`` (it comes back by itself). ``classes`` are
     ``(name, title)``; ``besides`` the answers that are no class; ``maps`` the kinds of heat map, the
-    default first.
+    default first, of which those ``unfaithful`` look alike when the network's weights are made random.
     """
 
     state: str = "off"
@@ -36,6 +36,7 @@ class Connection:
     besides: tuple[str, ...] = ()
     model: dict[str, Any] | None = None
     maps: tuple[str, ...] = ()
+    unfaithful: tuple[str, ...] = ()
     orders: tuple[str, ...] = ()
 
     @property
@@ -62,6 +63,7 @@ class Connection:
         self.besides = tuple(task.get("besides", ()))
         self.model = answer["model"]
         self.maps, self.orders = tuple(answer.get("maps", ())), tuple(answer.get("orders", ()))
+        self.unfaithful = tuple(answer.get("unfaithful") or ())
         self.state, self.message = "on", ""
 
 

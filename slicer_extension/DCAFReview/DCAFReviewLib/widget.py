@@ -27,6 +27,9 @@ MAPS = {"class_activation": ("Class activation", "logit per cell"),
         "attention_second": ("Attention, second trunk", "1 = even"),
         "gate": ("Gate", "share, second trunk"), "spatial": ("Spatial attention", "weight")}
 """Title and, for the legend, unit of each map; the whole sentence about the unit is the server's."""
+UNFAITHFUL = "(fails the randomisation test)"
+"""Beside a map that looks alike when the network's weights are made random: it tells of the image, not of
+what the model has learned."""
 STATES = {"off": ("#999999", "Not connected"), "connecting": ("#E69F00", "Connecting \u2026"),
           "on": ("#009E73", "Connected"), "lost": ("#D55E00", "Connection lost")}
 SETTINGS = {"url": "DCAFReview/Address", "token": "DCAFReview/Token", "reader": "DCAFReview/Reader",
@@ -158,12 +161,13 @@ class ReviewWidget:
         ui.connectionSection.collapsed = on
         self._worklist.show_connection()
         self._answer.show_connection()
-        chosen = ui.mapBox.currentText
+        chosen = ui.mapBox.itemData(ui.mapBox.currentIndex)
         blocked = ui.mapBox.blockSignals(True)
         ui.mapBox.clear()
         for kind in connection.maps:
-            ui.mapBox.addItem(MAPS.get(kind, (kind, ""))[0], kind)
-        ui.mapBox.setCurrentIndex(max(ui.mapBox.findText(chosen), 0))
+            title = MAPS.get(kind, (kind, ""))[0]
+            ui.mapBox.addItem(f"{title} {UNFAITHFUL}" if kind in connection.unfaithful else title, kind)
+        ui.mapBox.setCurrentIndex(max(ui.mapBox.findData(chosen), 0))
         ui.mapBox.blockSignals(blocked)
         self._offer_classify()
         self._show_status()
