@@ -244,10 +244,12 @@ def test_a_case_at_the_cutoff_is_positive():
 
 def test_a_stated_prevalence_changes_what_an_answer_means_but_not_how_often_it_is_right():
     probs, labels, groups = a_cohort()
-    given = {"cutoffs": {"owl": .2}, "resamples": 20}
-    data = metrics.report(probs, labels, groups, CLASSES, **given)["operating_points"]["owl"]
+    given = {"cutoffs": {"owl": .2, "cat": .5}, "resamples": 20}
+    data = metrics.report(probs, labels, groups, CLASSES, **given)["operating_points"]
     rare = metrics.report(probs, labels, groups, CLASSES, prevalence={"owl": .01},
-                          **given)["operating_points"]["owl"]
+                          **given)["operating_points"]
+    assert rare["cat"] == data["cat"]  # not stated: still the share in the data
+    data, rare = data["owl"], rare["owl"]
     assert (rare["prevalence"], rare["prevalence_from"]) == (.01, "stated")
     assert rare["sensitivity"] == data["sensitivity"] and rare["specificity"] == data["specificity"]
     assert rare["ppv"]["value"] < data["ppv"]["value"] and rare["npv"]["value"] > data["npv"]["value"]
