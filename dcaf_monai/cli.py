@@ -9,17 +9,26 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dcaf_monai.cli_ablate import ablate
 from dcaf_monai.cli_admin import models_app, serve, token_app
+from dcaf_monai.terminal import (
+    console,
+    errors,
+    fail,
+    parse_backbones,
+    parse_weights,
+    progress_bars,
+    teller,
+    warn,
+)
 
 app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -28,9 +37,7 @@ app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 app.command()(serve)
-
-console = Console()
-errors = Console(stderr=True)
+app.command()(ablate)
 
 
 class Mode(str, Enum):
@@ -58,16 +65,6 @@ class Order(str, Enum):
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A trained .safetensors model.")]
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    errors.print(f"dcaf: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _progress() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                    TimeElapsedColumn(), console=errors)
-
-
 def _files_in(folder: Path) -> list[Path]:
     """Every visible file below a folder, sorted."""
     return sorted(path for path in folder.rglob("*")
@@ -90,22 +87,6 @@ def sample_data(
     console.print(f"Next: dcaf train --data {table} --task pneumonia --out model.safetensors "
                   "--mode full --backbones test_efficientnet,test_resnet --weights none",
                   markup=False, soft_wrap=True)
-
-
-def _weights(text: str) -> str | tuple[Path, Path]:
-    if text in ("pretrained", "none"):
-        return text
-    parts = text.split(",")
-    if len(parts) != 2:
-        raise ValueError(f"--weights: need pretrained, none, or two files FIRST,SECOND, got {text!r}.")
-    return Path(parts[0]), Path(parts[1])
-
-
-def _backbones(text: str) -> tuple[str, str]:
-    parts = text.split(",")
-    if len(parts) != 2:
-        raise ValueError(f"--backbones: need two timm names FIRST,SECOND, got {text!r}.")
-    return parts[0], parts[1]
 
 
 @app.command()
@@ -144,42 +125,22 @@ def train(
     question = task_named(task)
     cohort = read_cohort(data, question, frozen=work_folder(out) / "data-split.csv", seed=seed)
     for notice in cohort.notices:
-        errors.print(notice.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        warn(notice.message)
     counts = ", ".join(f"{split} {len(cohort.split(split))}" for split in ("train", "val", "test"))
     errors.print(f"{question.title}: {counts} images", highlight=False)
     try:
-        with _progress() as bar:
-            result = fit(cohort, out=out, mode=mode.value, backbones=_backbones(backbones),
-                         weights=_weights(weights), shape={"width": width, "fused": fused},
+        with progress_bars() as bar:
+            result = fit(cohort, out=out, mode=mode.value, backbones=parse_backbones(backbones),
+                         weights=parse_weights(weights), shape={"width": width, "fused": fused},
                          preprocessing=Preprocessing(size=size),
                          epochs=epochs, batch_size=batch_size, seed=seed, device=device,
                          cache=cache, criterion=criterion.value, target=target,
-                         progress=_teller(bar))
+                         progress=teller(bar))
     except TrainError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     console.print(result.verdict.reason, markup=False, soft_wrap=True)
     if not result.verdict.published:
         raise typer.Exit(1)
-
-
-def _teller(bar: Progress) -> Callable[..., None]:
-    """A progress callback ``(stage, done, total, note)``: bars on a terminal, lines elsewhere."""
-    tasks: dict[str, Any] = {}
-    told: dict[str, tuple[int, str]] = {}
-
-    def tell(stage: str, done: int, total: int, note: str = "") -> None:
-        if not errors.is_terminal:
-            news = done * 10 // max(total, 1), note
-            if told.get(stage) != news:
-                told[stage] = news
-                errors.print(f"{stage} {done}/{total} {note}".rstrip(), markup=False, highlight=False,
-                             soft_wrap=True)
-            return
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total)
-        bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".strip())
-
-    return tell
 
 
 @app.command()
@@ -218,7 +179,7 @@ def predict(
     if not as_json and table.row_count:
         console.print(table)
     if read < len(files):
-        _fail(f"{len(files) - read} of {len(files)} images could not be read.", 2)
+        fail(f"{len(files) - read} of {len(files)} images could not be read.", 2)
 
 
 def _predictor(model: Path, cutoffs: Path | None = None) -> Any:
@@ -237,7 +198,7 @@ def _answered(predictor: Any, files: Sequence[tuple[str | None, Path, int | None
     from dcaf_monai.image import ImageError
 
     answers = predictor.predict_files(files, overlays=overlays)
-    with _progress() as bar:
+    with progress_bars() as bar:
         for file, (_, answer) in bar.track(zip(files, answers, strict=True), total=len(files),
                                            description=what):
             if isinstance(answer, ImageError):
@@ -300,7 +261,7 @@ def evaluate(
         document = {"model": predictor.model.version, "split": split, **figures}
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if len(kept) < len(cases):
-        _fail(f"{len(cases) - len(kept)} of {len(cases)} images could not be read.", 2)
+        fail(f"{len(cases) - len(kept)} of {len(cases)} images could not be read.", 2)
 
 
 @app.command()

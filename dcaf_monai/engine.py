@@ -41,6 +41,7 @@ from dcaf_monai.checkpoint import (
     save_checkpoint,
     unnamed,
 )
+from dcaf_monai.processes import agreed, process_place
 
 Notify = Callable[[str, int, int, str], None]
 Learned = Callable[[Sequence[Mapping[str, float]]], None]
@@ -352,21 +353,6 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
-
-
-def process_place() -> tuple[int, int]:
-    """Number of this process and how many there are."""
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-
-
-def agreed(wish: bool, device: torch.device) -> bool:
-    """True in every process when it is in one of them."""
-    if process_place()[1] == 1:
-        return wish
-    votes = torch.tensor(int(wish), device=device)
-    dist.all_reduce(votes, dist.ReduceOp.MAX)
-    return bool(votes.item())
 
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False,

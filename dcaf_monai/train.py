@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,11 +49,11 @@ from dcaf_monai.engine import (
     Outcome,
     Recipe,
     TrainStopped,
-    process_place,
 )
 from dcaf_monai.features import CachedFeatures, CacheError, Inputs, feature_cache, input_cache
 from dcaf_monai.model import Model, ModelError, load_model, new_version, weights_sha256
 from dcaf_monai.network import DualCrossAttentionFusion
+from dcaf_monai.processes import join_processes, peak_memory_mib, process_place, torch_device
 from dcaf_monai.publish import Verdict, publish
 from dcaf_monai.transforms import Preprocessing, training_augmentation
 
@@ -148,11 +146,11 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
     scratch = init_from is None and weights == "none" and mode == "full"
     recipe = Recipe.model_validate((recipe or (FROM_SCRATCH if scratch else Recipe())).model_dump() | {
         key: value for key, value in changes.items() if value is not None})
-    joined = _join_processes(device)
+    joined = join_processes(device)
     notify = progress if progress and process_place()[0] == 0 else _silent
     try:
         _require_free_place(out, cohort)
-        job = _Job(cohort, out, mode, recipe, seed, _torch_device(device),
+        job = _Job(cohort, out, mode, recipe, seed, torch_device(device),
                    cache or work_folder(out) / "cache", notify)
         coarse = {"pool": FROZEN_POOL} if mode == "frozen" else {}
         network = _start(init_from, cohort, backbones, weights, {**coarse, **(shape or {})}, seed)
@@ -167,7 +165,7 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
     finally:
         if joined:
             dist.destroy_process_group()
-    return FitResult(model, verdict, outcome.history, (time.monotonic() - started) / 60, _peak_memory_mib())
+    return FitResult(model, verdict, outcome.history, (time.monotonic() - started) / 60, peak_memory_mib())
 
 
 @dataclass
@@ -377,30 +375,6 @@ def _require_free_place(out: Path, cohort: Cohort) -> None:
     if standing.task.classes != cohort.task.classes:
         raise TrainError(f"{out.name}: need a model of task {cohort.task.name} or none at all, got one of "
                          f"task {standing.task.name}. Choose another file.")
-
-
-def _join_processes(device: str) -> bool:
-    """Meet the other processes of a torchrun; False when there are none or we have met already."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
-        return False
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return True
-
-
-def _torch_device(device: str) -> torch.device:
-    if device == "cuda" and process_place()[1] > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(device)
-
-
-def _peak_memory_mib() -> float:
-    """Largest resident size of this process so far; NaN where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def _silent(stage: str, done: int, total: int, note: str) -> None:

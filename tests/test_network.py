@@ -7,19 +7,10 @@ import torch
 from monai.visualize import GradCAM
 from torch import nn
 
+from dcaf_monai.blocks import CrossAttention, Project, Refine, map_to_tokens, tokens_to_map
 from dcaf_monai.heat import KINDS, heats, kinds_of
 from dcaf_monai.image import Geometry, Placement
-from dcaf_monai.network import (
-    CrossAttention,
-    DualCrossAttentionFusion,
-    Features,
-    NetworkConfig,
-    Project,
-    Refine,
-    map_to_tokens,
-    optimised,
-    tokens_to_map,
-)
+from dcaf_monai.network import DualCrossAttentionFusion, Features, NetworkConfig, optimised
 from dcaf_monai.trunks import Trunk
 
 TINY = {"backbones": ("test_efficientnet", "test_resnet"), "width": 16, "heads": 2, "fused": 32, "hidden": 8}

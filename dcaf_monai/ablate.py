@@ -1,0 +1,329 @@
+"""What each part of the network is worth: variants on the same cached features, judged on the test split.
+
+Trunks are frozen, so their features are computed once for all variants and seeds. Every variant is trained
+by `fit` with the same recipe; the test split is looked at after the last epoch and chooses nothing.
+Differences are paired: the same seeds, and the same patients drawn for both. A run that stands is not
+repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcaf_monai import metrics, rivals, selective
+from dcaf_monai.appraise import Source, mean_probs, pooled_vectors
+from dcaf_monai.calibration import fit_temperature
+from dcaf_monai.cohort import Cohort
+from dcaf_monai.compare import spread
+from dcaf_monai.conformal import ALPHAS, coverage, fit_conformal, split_roles
+from dcaf_monai.features import feature_cache, input_cache
+from dcaf_monai.model import Model, ModelError, load_model
+from dcaf_monai.processes import peak_memory_mib
+from dcaf_monai.train import Notify, TrainError, fit
+from dcaf_monai.transforms import Preprocessing
+from dcaf_monai.uncertainty import summarize
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "dcaf": {}, "first_only": {"branches": "first"}, "second_only": {"branches": "second"},
+    "concat_only": {"attention": False}, "no_gate": {"gate": False}, "no_refine": {"refine": False}}
+"""Name to what it changes in `network.NetworkConfig`."""
+AVERAGE = "logit_average"
+"""Mean of the logits of both single branches of one seed; needs no training of its own."""
+WAYS = ("softmax", "softmax_temperature", "head_dropout", "head_dropout_temperature",
+        "full_dropout_temperature", "laplace_temperature", "head_ensemble_temperature")
+"""Ways to be unsure that are compared on the trained ``dcaf`` networks."""
+FULL_SAMPLES = 20
+"""Samples with dropout in the fusion, each of which costs a fusion."""
+SHOWN = ("auroc", "aupr", "accuracy", "balanced_accuracy", "nll", "brier", "ece", "adaptive_ece", "aurc",
+         "augrc", "risk_at_80_coverage", "coverage_at_5_risk", "failure_auroc")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the cases of one split stand among the cached ones.
+
+    Args:
+        cases: Case numbers ``(cases,)``.
+        labels: Class indices ``(cases,)``.
+        groups: Patient of each.
+    """
+
+    cases: np.ndarray
+    labels: np.ndarray
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network and what it says, before any temperature.
+
+    Args:
+        model: As its file holds it.
+        val: Sampled logits ``(samples, cases, classes)`` of the validation split.
+        test: Of the test split.
+    """
+
+    model: Model
+    val: torch.Tensor
+    test: torch.Tensor
+
+
+def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, str],
+           weights: str | tuple[str | Path, str | Path], variants: Sequence[str] = tuple(VARIANTS),
+           seeds: Sequence[int] = (0, 1, 2), epochs: int = 8, batch_size: int = 32,
+           shape: Mapping[str, Any] | None = None, preprocessing: Preprocessing | None = None,
+           resamples: int = 1000, progress: Notify | None = None) -> dict[str, Any]:
+    """Train every variant with every seed, and put what they reach on the test split side by side.
+
+    Args:
+        cohort: With a test split.
+        folder: Of the models; one that stands there and was trained alike is used as it is.
+        cache: Folder of inputs and features, shared by all.
+        backbones: Two timm names.
+        weights: Of the trunks, as in `fit`.
+        variants: Some of `VARIANTS`; ``dcaf`` is what the others are compared with.
+        seeds: Of the trainings.
+        epochs: Of every training.
+        batch_size: Of every training.
+        shape: Other fields of `NetworkConfig`, for all.
+        preprocessing: How an image becomes an input.
+        resamples: Bootstrap draws.
+        progress: Told (stage, done, total, note).
+
+    Returns:
+        Plain JSON values. ``variants``: name to ``figures`` (mean, sd, n over seeds; the names of
+        `SHOWN`), ``minutes``, ``best_epoch``; ``differences``: name to figure to ``{"value", "low",
+        "high"}``, dcaf minus the variant, mean over seeds, 95 % interval over patients; ``ways``: way of
+        being unsure to figures and conformal coverage; ``counts``, ``epochs``, ``seeds``, ``minutes`` of
+        this call, ``peak_memory_mib``.
+
+    Raises:
+        ValueError: For an unknown variant, or no test case.
+        TrainError: When a training fails, or a model of other settings stands in the folder.
+    """
+    unknown = sorted(set(variants) - set(VARIANTS))
+    if unknown or "dcaf" not in variants or not cohort.split("test"):
+        raise ValueError(f"variants: need dcaf and others of {', '.join(VARIANTS)}, and a test split with "
+                         f"cases, got {', '.join(variants)} and {len(cohort.split('test'))} test cases.")
+    started, folder = time.monotonic(), Path(folder)
+    preprocessing = preprocessing or Preprocessing()
+    runs: dict[str, list[Run]] = {name: [] for name in variants}
+    ways: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+    table: _Table | None = None
+    for seed in seeds:
+        for name in variants:
+            if progress:
+                progress("ablate", sum(map(len, runs.values())), len(seeds) * len(variants),
+                         f"{name}, seed {seed}")
+            model = _trained(cohort, folder / f"{cohort.task.name}-{name}-{seed}.safetensors", seed=seed,
+                             shape={**(shape or {}), **VARIANTS[name]}, cache=cache, backbones=backbones,
+                             weights=weights, epochs=epochs, batch_size=batch_size,
+                             preprocessing=preprocessing, progress=progress)
+            if table is None:
+                table = _tabled(cohort, model, cache, preprocessing, resamples, progress)
+            runs[name].append(table.run(model))
+            if name == "dcaf":
+                for way, found in table.ways(model, seed).items():
+                    ways[way].append(found)
+    assert table is not None
+    if {"first_only", "second_only"} <= set(variants):
+        runs[AVERAGE] = [Run(one.model, (one.val + two.val) / 2, (one.test + two.test) / 2)
+                         for one, two in zip(runs["first_only"], runs["second_only"], strict=True)]
+    drawn = {name: [table.draws(table.probs(run, seed)) for run, seed in zip(found, seeds, strict=True)]
+             for name, found in runs.items()}
+    return {
+        "task": cohort.task.name, "counts": cohort.counts, "backbones": list(backbones), "epochs": epochs,
+        "seeds": list(seeds), "cohort_sha256": cohort.sha256, "resamples": resamples,
+        "variants": {name: {
+            "figures": {kind: spread(each[kind][0] for each in drawn[name]) for kind in SHOWN},
+            "minutes": [run.model.provenance["minutes"] for run in runs[name]],
+            "best_epoch": [run.model.provenance["best_epoch"] for run in runs[name]]} for name in runs},
+        "differences": {name: table.difference(drawn["dcaf"], drawn[name])
+                        for name in runs if name != "dcaf"},
+        "ways": {way: _spreads(found) for way, found in ways.items()},
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "peak_memory_mib": round(peak_memory_mib())}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Cached features of validation and test, and the figures of answers about them."""
+
+    val: Split
+    test: Split
+    train: Split
+    source: Source
+    classes: tuple[str, ...]
+    weights: np.ndarray
+
+    def run(self, model: Model) -> Run:
+        network = model.network
+        val, test = (pooled_vectors(network, self.source, split.cases) for split in (self.val, self.test))
+        return Run(model, *(rivals.head_dropout_logits(network.head, pooled, samples=model.samples,
+                                                       seed=model.seed) for pooled in (val, test)))
+
+    def probs(self, run: Run, seed: int) -> np.ndarray:
+        """Test probabilities at the temperature of the half of validation that fits it."""
+        return self._tempered(run.val, run.test, seed)[0]
+
+    def _tempered(self, val: torch.Tensor, test: torch.Tensor, seed: int) -> tuple[np.ndarray, float]:
+        fits, _ = split_roles(self.val.groups, self.val.labels, seed=seed)
+        temperature = fit_temperature(val[:, fits], torch.from_numpy(self.val.labels[fits]))
+        return mean_probs(test, temperature), temperature
+
+    def draws(self, probs: np.ndarray, uncertainty: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Every figure of `SHOWN` in every draw of patients, first the whole."""
+        wrong = probs.argmax(1) != self.test.labels
+        unsure = 1 - probs.max(1) if uncertainty is None else uncertainty
+        whole, _ = metrics.figures(probs, self.test.labels, self.weights)
+        return {**whole, **selective.figures(unsure, wrong, self.weights)}
+
+    def difference(self, ours: Sequence[dict[str, np.ndarray]],
+                   others: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """Mean over seeds of ours minus theirs, with the interval of the same patients drawn for both."""
+        patients = len(set(self.test.groups))
+        return {kind: metrics.interval(np.mean([a[kind] - b[kind] for a, b in zip(ours, others, strict=True)],
+                                               axis=0), patients) for kind in SHOWN}
+
+    def ways(self, model: Model, seed: int) -> dict[str, dict[str, Any]]:
+        """Figures of every way of being unsure, on the features of one trained network."""
+        network, head = model.network, model.network.head
+        train, val, test = (pooled_vectors(network, self.source, split.cases)
+                            for split in (self.train, self.val, self.test))
+        labels = torch.from_numpy(self.train.labels), torch.from_numpy(self.val.labels)
+        laplace = rivals.fit_laplace(head, train, labels[0])
+        plain = rivals.softmax_logits(head, val), rivals.softmax_logits(head, test)
+        dropped = tuple(rivals.head_dropout_logits(head, pooled, samples=model.samples, seed=model.seed)
+                        for pooled in (val, test))
+        full = tuple(rivals.full_dropout_logits(network, self.source, split.cases, samples=FULL_SAMPLES,
+                                                seed=model.seed) for split in (self.val, self.test))
+        ensemble = rivals.head_ensemble_logits(head, (train, labels[0]), (val, labels[1]), (val, test),
+                                               seed=seed)
+        found = {"softmax": (*plain, False), "softmax_temperature": (*plain, True),
+                 "head_dropout": (*dropped, False), "head_dropout_temperature": (*dropped, True),
+                 "full_dropout_temperature": (*full, True),
+                 "laplace_temperature": (laplace.logits(val), laplace.logits(test), True),
+                 "head_ensemble_temperature": (*ensemble, True)}
+        return {way: self._figures(val_logits, test_logits, seed, tempered)
+                for way, (val_logits, test_logits, tempered) in found.items()}
+
+    def _figures(self, val: torch.Tensor, test: torch.Tensor, seed: int, tempered: bool) -> dict[str, Any]:
+        temperature = self._tempered(val, test, seed)[1] if tempered else 1.0
+        told = summarize(test, temperature)
+        probs = told.probs.numpy()
+        wrong = probs.argmax(1) != self.test.labels
+        once = np.ones((1, len(wrong)))
+        found: dict[str, Any] = {kind: float(values[0]) for kind, values in self.draws(probs).items()}
+        scores = {"entropy": told.predictive_entropy, "mutual_information": told.mutual_information}
+        for name, score in scores.items():
+            # one sample has no mutual information, and rounding must not rank cases
+            usable = len(test) > 1 or name == "entropy"
+            found[f"failure_auroc_{name}"] = float(
+                selective.figures(score.numpy(), wrong, once)["failure_auroc"][0]) if usable else None
+        _, calibrates = split_roles(self.val.groups, self.val.labels, seed=seed)
+        groups = [self.val.groups[case] for case in calibrates]
+        held = mean_probs(val, temperature)[calibrates]
+        for alpha in ALPHAS:
+            for conditional in (False, True):
+                sets = fit_conformal(held, self.val.labels[calibrates], groups, self.classes, alpha=alpha,
+                                     conditional=conditional)
+                sized = coverage(sets.sets(probs), self.test.labels, self.classes, self.test.groups,
+                                 resamples=2)
+                kind = f"{'class' if conditional else 'marginal'}_{alpha}"
+                found[f"coverage_{kind}"] = sized["coverage"]["value"]
+                found[f"size_{kind}"] = sized["mean_size"]["value"]
+                found[f"worst_class_{kind}"] = min(
+                    each["coverage"]["value"] for each in sized["per_class"].values() if each["cases"])
+        return found
+
+
+def _tabled(cohort: Cohort, model: Model, cache: Path, preprocessing: Preprocessing, resamples: int,
+            progress: Notify | None) -> _Table:
+    def told(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(stage, done, total, "") if progress else None
+
+    inputs = input_cache(cohort.cases, preprocessing, cache, progress=told("read"))
+    cached = feature_cache(inputs, model.network, cache, progress=told("features"))
+    labels = np.array([cohort.task.class_index(case.label) for case in inputs.cases], np.int64)
+
+    def split(name: str) -> Split:
+        cases = np.flatnonzero([case.split == name for case in inputs.cases])
+        return Split(cases, labels[cases], tuple(inputs.cases[case].group for case in cases))
+
+    test = split("test")
+    return _Table(split("val"), test, split("train"), lambda cases: cached.features(cases),
+                  cohort.task.classes, metrics.group_weights(test.groups, resamples=resamples, seed=0))
+
+
+def _trained(cohort: Cohort, out: Path, *, seed: int, shape: Mapping[str, Any], epochs: int, batch_size: int,
+             **settings: Any) -> Model:
+    """The model of this run, from its file when it stands there."""
+    if out.exists():
+        try:
+            model = load_model(out)
+        except ModelError as error:
+            raise TrainError(f"{error} Or remove {out.name}.") from error
+        facts, config = model.provenance, model.network.config.model_dump()
+        same = (facts["cohort_sha256"] == cohort.sha256 and facts["seed"] == seed
+                and facts["recipe"]["epochs"] == epochs and facts["recipe"]["batch_size"] == batch_size
+                and all(config[key] == value for key, value in shape.items())
+                and config["backbones"] == tuple(settings["backbones"]))
+        if not same:
+            raise TrainError(f"{out.name}: need a model of these data and settings, got one of others. "
+                             "Choose another folder.")
+        return model
+    return fit(cohort, out=out, mode="frozen", seed=seed, shape=shape, epochs=epochs, batch_size=batch_size,
+               **settings).model
+
+
+def _spreads(found: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Mean and sd over seeds of each figure that exists for every seed."""
+    columns = {kind: [value for each in found if (value := each[kind]) is not None and np.isfinite(value)]
+               for kind in found[0]}
+    return {kind: spread(values) if len(values) == len(found) else None for kind, values in columns.items()}
+
+
+def write_ablation(document: Mapping[str, Any], folder: Path) -> None:
+    """``ablation.json``, and the two tables as ``ablation.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"ablation-{document['task']}"
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(ablation_table(document), encoding="utf-8")
+
+
+def ablation_table(document: Mapping[str, Any]) -> str:
+    """Both tables in Markdown: variants with paired differences, and ways of being unsure."""
+    kinds = ("auroc", "aupr", "accuracy", "nll", "ece", "aurc")
+    head = "| variant | " + " | ".join(kinds) + " | dcaf minus it: auroc | nll |"
+    rows = [head, "|" + "---|" * (len(kinds) + 3)]
+    for name, found in document["variants"].items():
+        cells = [_mean_sd(found["figures"][kind]) for kind in kinds]
+        paired = document["differences"].get(name)
+        cells += [_with_interval(paired[kind]) if paired else "" for kind in ("auroc", "nll")]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    kinds = ("nll", "brier", "ece", "aurc", "augrc", "failure_auroc", "failure_auroc_entropy",
+             "failure_auroc_mutual_information", "coverage_class_0.1", "size_class_0.1")
+    rows += ["", "| way | " + " | ".join(kinds) + " |", "|" + "---|" * (len(kinds) + 1)]
+    for way, figures in document["ways"].items():
+        rows.append(f"| {way} | " + " | ".join(_mean_sd(figures[kind]) for kind in kinds) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _mean_sd(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value['mean']:.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
+
+
+def _with_interval(value: Mapping[str, Any]) -> str:
+    if value["low"] is None:
+        return "–" if value["value"] is None else f"{value['value']:+.3f}"
+    return f"{value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"

@@ -1,0 +1,192 @@
+"""Other ways to be unsure, on the features of one trained network: what MC-dropout is compared with.
+
+Every way gives logits ``(samples, cases, classes)`` like `uncertainty.sample_logits`, so that one temperature
+fit and one set of figures serves them all: the plain softmax (one sample), dropout of the head with fixed
+masks (what a model does), dropout of the fused channels as well (one fusion a sample), a last-layer Laplace
+approximation (MacKay 1992; the full Gauss-Newton matrix, as the last layer has few weights) and an ensemble
+of heads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcaf_monai.appraise import Source
+from dcaf_monai.network import DualCrossAttentionFusion
+from dcaf_monai.uncertainty import dropout_masks, sample_logits
+
+FUSION_DROPOUT = 0.1
+"""Share of fused channels dropped beside the head's units by `full_dropout_logits`."""
+BATCH = 32
+PRIOR_PRECISIONS = tuple(float(value) for value in np.logspace(-2, 4, 25))
+
+
+@torch.no_grad()
+def softmax_logits(head: nn.Sequential, pooled: torch.Tensor) -> torch.Tensor:
+    """Logits with dropout off, ``(1, cases, classes)``."""
+    return _silent(head)(pooled)[None]
+
+
+@torch.no_grad()
+def head_dropout_logits(head: nn.Sequential, pooled: torch.Tensor, *, samples: int = 50,
+                        seed: int = 0) -> torch.Tensor:
+    """Logits under the fixed dropout masks of a model, ``(samples, cases, classes)``."""
+    return sample_logits(head, pooled, dropout_masks(head, samples=samples, seed=seed))
+
+
+@torch.no_grad()
+def full_dropout_logits(network: DualCrossAttentionFusion, source: Source, cases: np.ndarray, *,
+                        samples: int = 50, seed: int = 0) -> torch.Tensor:
+    """Logits with dropout of fused channels and of the head, ``(samples, cases, classes)``.
+
+    The network was not trained with dropout in its fusion. Masks are fixed and shared by all cases.
+    """
+    head_masks = dropout_masks(network.head, samples=samples, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    kept = torch.rand(samples, 2, network.config.fused, generator=generator) >= FUSION_DROPOUT
+    channels = kept.float() / (1 - FUSION_DROPOUT)
+    found = []
+    for start in range(0, len(cases), BATCH):
+        features = source(cases[start:start + BATCH])
+        rows = []
+        for sample in range(samples):
+            pooled = network.fuse(features, (channels[sample, 0], channels[sample, 1])).pooled
+            one = type(head_masks)(head_masks.places, tuple(v[sample:sample + 1] for v in head_masks.values))
+            rows.append(sample_logits(network.head, pooled, one))
+        found.append(torch.cat(rows))
+    return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """A Gaussian over the weights of the last linear layer, around what was trained.
+
+    Args:
+        head: The trained head; its last layer must be linear.
+        covariance: Of the last layer's weights and biases, flattened class by class,
+            ``(classes * (units + 1),) * 2``, float64.
+        prior_precision: Of the isotropic prior.
+    """
+
+    head: nn.Sequential
+    covariance: torch.Tensor
+    prior_precision: float
+
+    @torch.no_grad()
+    def logits(self, pooled: torch.Tensor, *, samples: int = 200, seed: int = 0) -> torch.Tensor:
+        """Logits ``(samples, cases, classes)``, drawn from their Gaussian of every case.
+
+        A linear last layer makes the logits of a case exactly Gaussian; all cases share the same draws.
+        """
+        units = penultimate(self.head, pooled).double()
+        mean = _silent(self.head)(pooled).double()
+        classes = mean.shape[1]
+        blocks = self.covariance.unflatten(0, (classes, -1)).unflatten(2, (classes, -1))
+        spread = torch.einsum("nu,aubv,nv->nab", units, blocks, units)
+        factor = torch.linalg.cholesky(spread + 1e-9 * torch.eye(classes, dtype=torch.float64))
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(samples, classes, generator=generator, dtype=torch.float64)
+        return mean + torch.einsum("nab,sb->sna", factor, noise)
+
+
+def fit_laplace(head: nn.Sequential, pooled: torch.Tensor, labels: torch.Tensor, *,
+                prior_precision: float | None = None) -> Laplace:
+    """Last-layer Laplace approximation of a trained head.
+
+    The Gauss-Newton matrix of the training cross-entropy, ``sum over cases of (diag(p) - p p') x (h h')``,
+    plus the prior precision on the diagonal, inverted.
+
+    Args:
+        head: Trained.
+        pooled: ``(training cases, units)``.
+        labels: ``(training cases,)`` class indices, for the evidence.
+        prior_precision: Of the prior; by default the one of `PRIOR_PRECISIONS` with the largest evidence.
+    """
+    if not isinstance(head[-1], nn.Linear):
+        raise ValueError(f"head: need a linear last layer, got {type(head[-1]).__name__}.")
+    with torch.no_grad():
+        units = penultimate(head, pooled).double()
+        logits = _silent(head)(pooled).double()
+        probs = logits.softmax(1)
+        curvature = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+        numbers = probs.shape[1] * units.shape[1]
+        matrix = torch.einsum("nab,nu,nv->aubv", curvature, units, units).reshape(numbers, numbers)
+        eigenvalues, vectors = torch.linalg.eigh(matrix)
+        eigenvalues = eigenvalues.clamp(min=0)
+        last = torch.cat((head[-1].weight, head[-1].bias[:, None]), dim=1).double()
+        fit = -F.cross_entropy(logits, labels, reduction="sum")
+
+        def evidence(precision: float) -> float:
+            return float(fit - precision / 2 * last.square().sum()
+                         - torch.log1p(eigenvalues / precision).sum() / 2)
+
+        chosen = prior_precision or max(PRIOR_PRECISIONS, key=evidence)
+        covariance = (vectors / (eigenvalues + chosen)) @ vectors.T
+    return Laplace(head, covariance, chosen)
+
+
+def penultimate(head: nn.Sequential, pooled: torch.Tensor) -> torch.Tensor:
+    """What the last layer sees, dropout off, with a 1 for its bias: ``(cases, units + 1)``."""
+    units = _silent(head)[:-1](pooled)
+    return torch.cat((units, torch.ones(len(units), 1)), dim=1)
+
+
+def head_ensemble_logits(head: nn.Sequential, training: tuple[torch.Tensor, torch.Tensor],
+                         held: tuple[torch.Tensor, torch.Tensor], cases: Sequence[torch.Tensor], *,
+                         members: int = 5, epochs: int = 30, seed: int = 0) -> list[torch.Tensor]:
+    """Logits of several heads trained afresh on the same pooled vectors, dropout off when they answer.
+
+    Args:
+        head: Whose shape they take; its weights are not used.
+        training: Pooled vectors and labels to learn from.
+        held: The same of the validation split; each head keeps its best epoch there.
+        cases: Pooled vectors to answer about, any number of sets.
+        members: How many heads.
+        epochs: At most so many each.
+        seed: Of their first weights and order.
+
+    Returns:
+        For each of ``cases`` logits ``(members, cases, classes)``.
+    """
+    found: list[list[torch.Tensor]] = [[] for _ in cases]
+    for member in range(members):
+        fresh = _trained_head(head, training, held, epochs=epochs, seed=seed * members + member)
+        for answers, vectors in zip(found, cases, strict=True):
+            answers.append(softmax_logits(fresh, vectors)[0])
+    return [torch.stack(answers) for answers in found]
+
+
+def _trained_head(head: nn.Sequential, training: tuple[torch.Tensor, torch.Tensor],
+                  held: tuple[torch.Tensor, torch.Tensor], *, epochs: int, seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = copy.deepcopy(head).requires_grad_(True)
+        for layer in fresh:
+            if isinstance(layer, (nn.Linear, nn.LayerNorm)):
+                layer.reset_parameters()
+        vectors, labels = training
+        optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-3, weight_decay=0.05)
+        best, least = copy.deepcopy(fresh.state_dict()), float("inf")
+        for _ in range(epochs):
+            fresh.train()
+            for batch in torch.randperm(len(vectors)).split(BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(fresh(vectors[batch]), labels[batch]).backward()
+                optimizer.step()
+            nll = float(F.cross_entropy(softmax_logits(fresh, held[0])[0], held[1]))
+            if nll < least:
+                best, least = copy.deepcopy(fresh.state_dict()), nll
+        fresh.load_state_dict(best)
+    return fresh.eval().requires_grad_(False)
+
+
+def _silent(head: nn.Sequential) -> nn.Sequential:
+    """The head without its dropouts, sharing its weights."""
+    return nn.Sequential(*(layer for layer in head if not isinstance(layer, nn.Dropout)))

@@ -1,0 +1,105 @@
+"""The ablation on tiny networks and synthetic films: whole, resumable, and its figures recomputed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+
+from dcaf_monai.ablate import AVERAGE, WAYS, ablate, ablation_table, write_ablation
+from dcaf_monai.cohort import read_cohort
+from dcaf_monai.model import load_model
+from dcaf_monai.phantom import write_films
+from dcaf_monai.predict import Predictor
+from dcaf_monai.tasks import TASKS
+from dcaf_monai.train import TrainError
+from dcaf_monai.transforms import Preprocessing
+
+SETTINGS = {"backbones": ("test_efficientnet", "test_resnet"), "weights": "none", "epochs": 2,
+            "batch_size": 8, "shape": {"width": 8, "heads": 2, "fused": 12, "hidden": 8},
+            "preprocessing": Preprocessing(size=64)}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    write_films(folder, 60, seed=4)
+    return read_cohort(folder / "labels.csv", TASKS["pneumonia"])
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ablation")
+
+
+@pytest.fixture(scope="module")
+def document(cohort, work):
+    return ablate(cohort, folder=work, cache=work / "cache", seeds=(0, 1), resamples=50,
+                  variants=("dcaf", "first_only", "second_only"), **SETTINGS)
+
+
+def test_every_variant_way_and_difference_is_there_and_plain_json(document):
+    assert set(document["variants"]) == {"dcaf", "first_only", "second_only", AVERAGE}
+    assert set(document["differences"]) == {"first_only", "second_only", AVERAGE}
+    assert set(document["ways"]) == set(WAYS)
+    assert document["variants"]["dcaf"]["figures"]["nll"]["n"] == 2
+    assert document["ways"]["softmax"]["failure_auroc_mutual_information"] is None
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_test_figures_are_those_of_the_models_through_the_predictor(document, cohort, work):
+    cases = cohort.split("test")
+    labels = np.array([TASKS["pneumonia"].class_index(case.label) for case in cases])
+    nll, brier = [], []
+    for seed in (0, 1):
+        predictor = Predictor(load_model(work / f"pneumonia-dcaf-{seed}.safetensors"))
+        answers = predictor.predict_files([(case.uid, case.path, case.frame) for case in cases])
+        probs = np.array([answer.probs for _, answer in answers])
+        nll.append(log_loss(labels, probs, labels=[0, 1]))
+        brier.append(((probs - np.eye(2)[labels]) ** 2).sum(1).mean())
+    figures = document["variants"]["dcaf"]["figures"]
+    # features are cached in half precision
+    assert figures["nll"]["mean"] == pytest.approx(np.mean(nll), abs=2e-3)
+    assert figures["brier"]["mean"] == pytest.approx(np.mean(brier), abs=2e-3)
+
+
+def test_differences_are_differences_of_the_means(document):
+    variants = document["variants"]
+    for kind in ("auroc", "nll"):
+        expected = variants["dcaf"]["figures"][kind]["mean"] - variants[AVERAGE]["figures"][kind]["mean"]
+        paired = document["differences"][AVERAGE][kind]
+        assert paired["value"] == pytest.approx(expected, abs=1e-9)
+        assert paired["low"] <= paired["value"] <= paired["high"]
+
+
+def test_runs_that_stand_are_not_repeated_and_others_settings_are_refused(document, cohort, work):
+    stands = {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")}
+    settings = {**SETTINGS, "backbones": ("test_efficientnet", "test_resnet")}
+    again = ablate(cohort, folder=work, cache=work / "cache", seeds=(0, 1), resamples=50,
+                   variants=("dcaf", "first_only", "second_only"), **settings)
+    assert {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")} == stands
+    assert again["variants"] == document["variants"] and again["ways"] == document["ways"]
+    with pytest.raises(TrainError, match="need a model of these data and settings, got one of others"):
+        ablate(cohort, folder=work, cache=work / "cache", seeds=(0,), variants=("dcaf",),
+               **{**SETTINGS, "epochs": 3})
+
+
+def test_the_single_branches_are_what_they_say(document, work):
+    first = load_model(work / "pneumonia-first_only-0.safetensors").network
+    assert first.config.branches == "first" and not hasattr(first.level_1, "first_asks")
+    assert torch.isfinite(first.head[-1].weight).all()
+
+
+def test_tables_show_every_variant_and_way_and_are_written(document, tmp_path):
+    text = ablation_table(document)
+    assert all(f"| {name} |" in text for name in (*document["variants"], *WAYS))
+    write_ablation(document, tmp_path)
+    assert json.loads((tmp_path / "ablation-pneumonia.json").read_text()) == document
+    assert (tmp_path / "ablation-pneumonia.md").read_text() == text
+
+
+def test_an_unknown_variant_is_refused(cohort, tmp_path):
+    with pytest.raises(ValueError, match="variants: need dcaf and others of .* got dcaf, magic"):
+        ablate(cohort, folder=tmp_path, cache=tmp_path, variants=("dcaf", "magic"), **SETTINGS)
