@@ -342,4 +342,4 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:
 def _first_fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    return f"{place or 'document'}: {first['msg'].removeprefix('Value error, ')}."
+    return f"{place or 'document'}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."

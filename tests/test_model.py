@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from dcaf_monai.calibration import OperatingPoint
+from dcaf_monai.conformal import fit_conformal
+from dcaf_monai.drift import fit_reference
 from dcaf_monai.model import (
     VERSION,
     Model,
@@ -208,3 +211,57 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"none\.safetensors: cannot read it"):
         load_model(tmp_path / "none.safetensors")
+
+
+@pytest.fixture(scope="module")
+def careful(model):
+    """The same model with conformal sets, a reference of ordinary features and a map that failed its test."""
+    rng = np.random.default_rng(1)
+    probs = rng.dirichlet(np.ones(4), 40)
+    sets = fit_conformal(probs, np.arange(40) % 4, [str(case) for case in range(40)], model.task.classes,
+                         fit_groups=["known"])
+    drift = fit_reference(rng.normal(size=(50, 32)), rng.normal(size=(20, 32)))
+    return replace(model, conformal=sets, drift=drift, unfaithful=("gate",))
+
+
+def test_conformal_sets_and_the_reference_come_back_as_they_went(careful, tmp_path):
+    path = tmp_path / "careful.safetensors"
+    save_model(careful, path)
+    loaded = load_model(path)
+    assert loaded.conformal == careful.conformal and loaded.unfaithful == ("gate",)
+    pooled = np.random.default_rng(2).normal(size=(3, 32))
+    np.testing.assert_array_equal(loaded.drift.distance(pooled), careful.drift.distance(pooled))
+    assert loaded.drift.threshold == careful.drift.threshold
+    assert describe_model(path)["conformal"]["alpha"] == 0.1
+
+
+def test_a_file_without_them_has_none(file):
+    loaded = load_model(file[0])
+    assert (loaded.conformal, loaded.drift, loaded.unfaithful) == (None, None, ())
+
+
+def test_conformal_sets_of_other_classes_and_unknown_maps_are_refused(careful, tmp_path):
+    others = fit_conformal(np.full((4, 2), 0.5), np.arange(4) % 2, list("abcd"), ("left", "right"))
+    for changes, message in (({"conformal": others}, "sets of the task's classes, got left, right"),
+                             ({"unfaithful": ("aura",)}, "need kinds of heat among .*, got aura")):
+        with pytest.raises(ModelError, match=message):
+            save_model(replace(careful, **changes), tmp_path / "refused.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "features"])
+def test_a_damaged_reference_is_named(careful, tmp_path, damage):
+    path = tmp_path / "careful.safetensors"
+    save_model(careful, path)
+    data = path.read_bytes()
+    tensors = load(data)
+    metadata = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    if damage == "missing":
+        del tensors["drift.axes"]
+    elif damage == "shape":
+        tensors["drift.scale"] = tensors["drift.scale"][1:].clone()
+    else:
+        tensors["drift.mean"] = torch.zeros(30)
+        tensors["drift.axes"], tensors["drift.scale"] = torch.eye(30)[:4].clone(), torch.ones(4)
+    path.write_bytes(save(tensors, metadata=metadata))
+    with pytest.raises(ModelError, match="careful.safetensors: drift: need .* Train or copy the model"):
+        load_model(path)

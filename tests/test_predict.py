@@ -3,12 +3,15 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dcaf_monai.conformal import fit_conformal
 from dcaf_monai.dicom import read_image, sop_instance_uid
+from dcaf_monai.drift import fit_reference
 from dcaf_monai.heat import KINDS
 from dcaf_monai.image import ImageError
 from dcaf_monai.model import load_model
@@ -127,3 +130,39 @@ def test_real_films_are_answered_and_others_warned_about_or_refused(predictor: P
         except ImageError:
             continue
         assert codes & {"wrong_modality", "wrong_body_part"}, path.name
+
+
+def test_samples_are_the_logits_whose_mean_softmax_is_the_answer(predictor: Predictor,
+                                                                  paths: list[Path]) -> None:
+    answer = predictor.predict_file(paths[1])
+    assert answer.sampled.shape == (predictor.model.samples, 2)
+    odds = np.exp(answer.sampled.astype(np.float64) / predictor.model.temperature)
+    np.testing.assert_allclose((odds / odds.sum(1, keepdims=True)).mean(0), answer.probs, atol=1e-6)
+
+
+def test_a_model_with_thresholds_shows_its_set_and_says_how_far_to_trust_it(predictor: Predictor,
+                                                                              paths: list[Path]) -> None:
+    rng = np.random.default_rng(0)
+    sets = fit_conformal(rng.dirichlet((5, 5), 60), np.arange(60) % 2, [str(case) for case in range(60)],
+                         predictor.model.task.classes, alpha=0.2)
+    answer = Predictor(replace(predictor.model, conformal=sets)).predict_file(paths[0])
+    told = answer.document()["conformal"]
+    assert told["set"] == sets.names(answer.probs) and told["alpha"] == 0.2
+    assert (told["method"], told["conditional"]) == ("lac", True)
+    assert [each["code"] for each in told["warnings"]] == ["few_calibration_cases"]
+    json.dumps(told, allow_nan=False)
+    assert "conformal" not in predictor.predict_file(paths[0]).document()
+
+
+def test_a_picture_unlike_the_training_images_brings_a_notice_and_an_ordinary_one_does_not(
+        predictor: Predictor, paths: list[Path]) -> None:
+    pooled = np.array([answer.pooled for _, answer in predictor.predict_files(
+        (None, path, None) for path in paths)])
+    rng = np.random.default_rng(0)
+    around = pooled[0] + 0.01 * np.abs(pooled).max() * rng.normal(size=(80, pooled.shape[1]))
+    careful = Predictor(replace(predictor.model, drift=fit_reference(around[:50], around[50:])))
+    ordinary = careful.predict_file(paths[0])
+    far = replace(careful.model.drift, mean=careful.model.drift.mean + np.float32(10 * np.abs(pooled).max()))
+    stranger = Predictor(replace(predictor.model, drift=far)).predict_file(paths[0])
+    assert "unlike_training" not in [notice.code for notice in ordinary.notices]
+    assert "unlike_training" in [each["code"] for each in stranger.document()["warnings"]]
