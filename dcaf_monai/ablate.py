@@ -231,6 +231,8 @@ class _Table:
         _, calibrates = split_roles(self.val.groups, self.val.labels, seed=seed)
         groups = [self.val.groups[case] for case in calibrates]
         held = mean_probs(val, temperature)[calibrates]
+        whole, _ = metrics.figures(held, self.val.labels[calibrates], np.ones((1, len(calibrates))))
+        found["ece_held_out_validation"] = float(whole["ece"][0])
         for alpha in ALPHAS:
             for conditional in (False, True):
                 sets = fit_conformal(held, self.val.labels[calibrates], groups, self.classes, alpha=alpha,
@@ -310,7 +312,8 @@ def ablation_table(document: Mapping[str, Any]) -> str:
         cells += [_with_interval(paired[kind]) if paired else "" for kind in ("auroc", "nll")]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     kinds = ("nll", "brier", "ece", "aurc", "augrc", "failure_auroc", "failure_auroc_entropy",
-             "failure_auroc_mutual_information", "coverage_class_0.1", "size_class_0.1")
+             "failure_auroc_mutual_information", "ece_held_out_validation", "coverage_class_0.1",
+             "worst_class_class_0.1", "size_class_0.1")
     rows += ["", "| way | " + " | ".join(kinds) + " |", "|" + "---|" * (len(kinds) + 1)]
     for way, figures in document["ways"].items():
         rows.append(f"| {way} | " + " | ".join(_mean_sd(figures[kind]) for kind in kinds) + " |")
