@@ -100,10 +100,11 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
 
     Returns:
         Plain JSON values. ``variants``: name to ``figures`` (mean, sd, n over seeds; the names of
-        `SHOWN`), ``minutes``, ``best_epoch``; ``differences``: name to figure to ``{"value", "low",
-        "high"}``, dcaf minus the variant, mean over seeds, 95 % interval over patients; ``ways``: way of
-        being unsure to figures and conformal coverage; ``counts``, ``epochs``, ``seeds``, ``minutes`` of
-        this call, ``peak_memory_mib``.
+        `SHOWN`; None for one that some seed does not have, as failure AUROC without a failure),
+        ``minutes``, ``best_epoch``; ``differences``: name to figure to ``{"value", "low", "high"}``, dcaf
+        minus the variant, mean over seeds, 95 % interval over patients; ``ways``: way of being unsure to
+        figures and conformal coverage; ``counts``, ``epochs``, ``seeds``, ``minutes`` of this call,
+        ``peak_memory_mib``.
 
     Raises:
         ValueError: For an unknown variant, or no test case.
@@ -143,7 +144,7 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
         "task": cohort.task.name, "counts": cohort.counts, "backbones": list(backbones), "epochs": epochs,
         "seeds": list(seeds), "cohort_sha256": cohort.sha256, "resamples": resamples,
         "variants": {name: {
-            "figures": {kind: spread(each[kind][0] for each in drawn[name]) for kind in SHOWN},
+            "figures": _spreads([{kind: float(each[kind][0]) for kind in SHOWN} for each in drawn[name]]),
             "minutes": [run.model.provenance["minutes"] for run in runs[name]],
             "best_epoch": [run.model.provenance["best_epoch"] for run in runs[name]]} for name in runs},
         "differences": {name: table.difference(drawn["dcaf"], drawn[name])
@@ -286,7 +287,7 @@ def _trained(cohort: Cohort, out: Path, *, seed: int, shape: Mapping[str, Any], 
                **settings).model
 
 
-def _spreads(found: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+def _spreads(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and sd over seeds of each figure that exists for every seed."""
     columns = {kind: [value for each in found if (value := each[kind]) is not None and np.isfinite(value)]
                for kind in found[0]}

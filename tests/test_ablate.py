@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from dcaf_monai.ablate import AVERAGE, WAYS, ablate, ablation_table, write_ablation
+from dcaf_monai.ablate import AVERAGE, WAYS, _mean_sd, _spreads, ablate, ablation_table, write_ablation
 from dcaf_monai.cohort import read_cohort
 from dcaf_monai.model import load_model
 from dcaf_monai.phantom import write_films
@@ -103,3 +103,9 @@ def test_tables_show_every_variant_and_way_and_are_written(document, tmp_path):
 def test_an_unknown_variant_is_refused(cohort, tmp_path):
     with pytest.raises(ValueError, match="variants: need dcaf and others of .* got dcaf, magic"):
         ablate(cohort, folder=tmp_path, cache=tmp_path, variants=("dcaf", "magic"), **SETTINGS)
+
+
+def test_a_figure_that_some_seed_does_not_have_is_none_and_shown_as_a_dash():
+    found = _spreads([{"nll": 1.0, "failure_auroc": 0.5}, {"nll": 3.0, "failure_auroc": float("nan")}])
+    assert found["failure_auroc"] is None and found["nll"]["mean"] == 2.0
+    assert _mean_sd(found["failure_auroc"]) == "–"
