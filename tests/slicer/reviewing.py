@@ -18,7 +18,7 @@ def ask(served: Served, path: str, reader: str = "chief") -> object:
         return json.load(answer)
 
 
-def wait_scored(served: Served, timeout_s: float = 60) -> None:
+def wait_scored(served: Served, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while ask(served, "/dcaf/worklist?status=unscored")["total"]:
         assert time.monotonic() < deadline, served.output()

@@ -92,6 +92,50 @@ def test_a_heat_smaller_than_the_picture_leaves_the_rest_untouched(logic):
     assert np.allclose([seen.min(0), seen.max(0)], [(100, 160), (149, 319)], atol=1)
 
 
+@pytest.mark.parametrize("handed", [1, -1])
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_heat_that_sticks_out_of_the_picture_is_cut_at_its_edge(logic, plane, handed):
+    # A square of 7 x 7 pixels' size around the 5 x 7 film, as a letter-boxed network sees it: a row and a
+    # column of its 3 x 3 cells lie partly beyond.
+    film = place(plane, spacing=(0.5, 0.5), origin=(11.0, -7.0, 40.0), handed=handed)
+    coarse = film.copy()
+    coarse[:3, :2] *= 7 / 3
+    coarse[:3, 3] = (film @ [2 / 3, -1 + 2 / 3, 0, 1])[:3]
+    values = np.arange(1.0, 10.0).reshape(3, 3) / 10
+    size_views(700, 700)    # 100 pixels for each of the film's, and 100 dark rows above and below it
+    logic.show_picture(grid(np.zeros((5, 7), np.uint8), film, **WHOLE), "case")
+    logic.look(1.0, 0.0)
+    heat_of(logic, values, coarse)
+    seen = np.argwhere(coloured())
+    assert np.allclose([seen.min(0), seen.max(0)], [(100, 0), (599, 699)], atol=1)
+    expected = COLOURS["Amber"][np.rint(interpolated(values, (700, 700)) * 255).astype(int)]
+    inside = np.s_[102:598, 2:698]
+    assert np.abs(drawn(OVERLAY)[inside] - expected[inside]).max() <= 10  # two entries of the table
+
+
+def test_a_heat_that_lies_beside_the_picture_breaks_nothing(logic):
+    logic.show_picture(grid(PIXELS, **WHOLE), "case")
+    heat_of(logic, np.ones((2, 2)), place(origin=(50.0, 50.0, 0.0)))
+    assert not coloured().any()
+
+
+def test_the_same_heat_again_is_left_as_it_is_unless_it_is_gone(logic):
+    logic.show_picture(grid(PIXELS, **WHOLE), "case")
+    heat = grid(np.ones((5, 7), np.float32))
+    before = None
+    for title, made in (("Gate", True), ("Gate", False), ("Spatial", True)):
+        logic.show_heat(heat, scale=1.0, unit="share", title=title)
+        volume = slicer.util.getNode(title)
+        assert (volume is not before) == made and coloured().all()
+        before = volume
+    for lose in (lambda: slicer.mrmlScene.RemoveNode(slicer.util.getNode("Spatial")), logic.hide_heat,
+                 lambda: logic.show_picture(grid(PIXELS, **WHOLE), "next")):
+        lose()
+        assert not coloured().any()
+        logic.show_heat(heat, scale=1.0, unit="share", title="Spatial")
+        assert coloured().all()
+
+
 def test_patient_right_is_screen_left_on_a_plain_film(logic):
     logic.show_picture(grid(PIXELS), "case")  # columns run to +x: patient left (Patient Orientation L\F)
     row, right_side = on_screen(IMAGE, (0.0, 1.0, 0.0))

@@ -134,6 +134,31 @@ def test_another_map_is_asked_for_by_key_and_kept(opened, server) -> None:
     assert case.heat is first     # at once: it was kept
 
 
+def test_each_map_has_a_threshold_of_its_own_and_starts_where_it_says_something(opened, server) -> None:
+    connect(opened, server)
+    ui, case = opened.ui, open_next(opened)
+    assert ui.thresholdSlider.value == 0.1
+    ui.thresholdSlider.value = 0.3
+    ui.mapBox.setCurrentIndex(1)
+    fixture.wait(lambda: case.map_kind == "attention_first" and case.heat is not None)
+    fixture.process(0.05)
+    even = round(1 / float(case.heat.fields["scale"]), 2)     # attention of 1 is even: it says nothing
+    assert ui.thresholdSlider.value == min(even, 0.95)
+    heat = case.heat.values
+    assert (heat < 1).any() and 0 < coloured("DCAFOverlay") < coloured_at(ui, 0.0)
+    ui.thresholdSlider.value = 0.9
+    ui.mapBox.setCurrentIndex(0)
+    assert ui.thresholdSlider.value == 0.3
+    ui.mapBox.setCurrentIndex(1)
+    assert ui.thresholdSlider.value == 0.9
+
+
+def coloured_at(ui, threshold: float) -> int:
+    ui.thresholdSlider.value = threshold
+    fixture.process(0.05)
+    return coloured("DCAFOverlay")
+
+
 def test_one_key_answers_and_submit_moves_on(opened, server) -> None:
     connect(opened, server)
     case = open_next(opened)

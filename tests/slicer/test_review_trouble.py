@@ -130,27 +130,49 @@ def test_an_answer_whose_acknowledgement_is_lost_is_stored_once(opened, server, 
     assert len(of_reader(server, case.uid, "chief")) == 1
 
 
-@pytest.mark.parametrize("step", ["worklist", "case", "map", "training"])
+STEPS = {"worklist": "/dcaf/worklist", "next": "/activelearning/", "picture": "/dcaf/image",
+         "map": "/infer/dcaf", "skip": "/dcaf/skip", "training": "/train/"}
+"""Each step of a reader, and the request that is under way when the server dies."""
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_a_server_that_dies_in_the_middle_of_a_step_is_waited_for(opened, server, step) -> None:
-    connect(opened, server, "chief")
-    if step in ("map", "case"):
-        case = open_next(opened)
-        opened.session.choose("normal")
-    act = {"worklist": lambda: opened.session.show_page(status="all"), "case": opened.ui.nextButton.click,
-           "map": lambda: opened.ui.mapBox.setCurrentIndex(2),
-           "training": lambda: opened.session.train("frozen")}[step]
-    server.kill()
-    act()
-    fixture.wait(lambda: opened.session.connection.state == "lost")
-    server.start()
-    fixture.wait(lambda: opened.session.connection.state == "on", 60)
-    fixture.wait(lambda: not opened.session.page.busy and opened.session.page.total)
-    if step in ("map", "case"):
-        assert opened.session.case is not None
-    if step == "map":
-        fixture.wait(lambda: case.heat is not None)
-        assert opened.session.case is case and case.choice == "normal"
-        assert case.heat.fields["kind"] == case.map_kind
+    session, ui = opened.session, opened.ui
+    with Trouble(server.port) as line:
+        connect(opened, server, "chief", url=line.url)
+        case = None if step in ("next", "picture") else open_next(opened)
+        if case is not None:
+            session.choose("normal")
+        act = {"worklist": lambda: session.show_page(status="all"), "next": ui.nextButton.click,
+               "picture": lambda: session.open_case(free_cases(opened)[0]), "skip": ui.skipButton.click,
+               "map": lambda: ui.mapBox.setCurrentIndex(2), "training": ui.trainButton.click}[step]
+        ui.skipEdit.text = "cut off"
+        before = len(line.seen)
+        line.delay_s, line.only = 1.0, STEPS[step]
+        act()
+        fixture.wait(lambda: any(STEPS[step] in seen for seen in line.seen[before:]))
+        server.kill()
+        line.delay_s = 0.0
+        fixture.wait(lambda: session.connection.state == "lost")
+        assert "lost" in ui.statusLabel.text
+        server.start()
+        fixture.wait(lambda: session.connection.state == "on")
+        if step == "skip":
+            fixture.wait(lambda: case.uid in skipped(server))
+        if step in ("next", "picture", "skip"):
+            assert loaded(opened).heat is not None
+        else:
+            fixture.wait(lambda: case.heat is not None and not session.page.busy)
+            assert session.case is case and case.choice == "normal"     # what was chosen is not lost
+        assert step != "map" or case.heat.fields["kind"] == case.map_kind == "attention_second"
+        fixture.wait(lambda: not session.page.busy)
+        assert session.page.total and (step != "worklist" or session.page.status == "all")
+        assert session.waiting == 0 and not session.refused
+        assert case is None or not of_reader(server, case.uid, "chief")
+
+
+def skipped(server: Served) -> list:
+    return [item["uid"] for item in ask(server, "/dcaf/worklist?status=skipped&reader=chief")["items"]]
 
 
 def test_a_refused_answer_is_kept_and_its_reason_told(opened, server) -> None:

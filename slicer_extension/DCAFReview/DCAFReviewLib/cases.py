@@ -40,6 +40,8 @@ class Cases(Topics):
     _map_kind: str
     _outbox: Outbox
     _server: Server | None
+    _skips: tuple[tuple[str, str, str], ...]   # UID, reader and reason of those the server has not heard of
+    _skip_at: float
     _say: Callable[[str, str], None]
     _failed: Callable[[ServerError], None]
     _refresh: Callable[[], None]
@@ -70,8 +72,8 @@ class Cases(Topics):
         case = self.case
         if case is None or not case.stored:
             return self._say("Open a case of the worklist first.", "warning")
-        self._errands.ask(self._server.skip, case.uid, self.connection.reader, " ".join(reason.split())[:500],
-                          then=lambda _: self._refresh(), failed=self._failed, in_turn=True)
+        self._skips += ((case.uid, self.connection.reader, " ".join(reason.split())[:500]),)
+        self._send_skip()
         case.leased = False   # the server ends the lease itself
         self._leave()
         self._seek()
@@ -193,6 +195,28 @@ class Cases(Topics):
         """Keeps what the reader had before their eyes: ``map``, ``opacity``, ``threshold``."""
         if self.case is not None:
             self.case.shown.update(shown)
+
+    def _send_skip(self) -> None:
+        """Tells the server the oldest skip that it has not heard of; told twice it is one."""
+        self._skips = tuple(skip for skip in self._skips if skip[1] == self.connection.reader)
+        if not self._skips or self.connection.state != "on" or self._clock() < self._skip_at \
+                or self._errands.under_way("skip"):
+            return
+        skip = self._skips[0]
+
+        def told(_: dict[str, Any]) -> None:
+            self._skips = tuple(other for other in self._skips if other is not skip)
+            self._send_skip()
+            self._refresh()
+
+        def failed(error: ServerError) -> None:
+            if error.kind in ("unreachable", "timeout", "busy"):
+                self._skip_at = self._clock() + 1.0
+            else:
+                self._skips = tuple(other for other in self._skips if other is not skip)
+            self._failed(error)
+
+        self._errands.ask(self._server.skip, *skip, then=told, failed=failed, owner="skip", in_turn=True)
 
     def _seek(self) -> None:
         self.seeking = "entropy" if self.page.order in LISTINGS else self.page.order

@@ -21,7 +21,7 @@ from DCAFReviewLib.colours import COLOURS
 from DCAFReviewLib.layout import Views
 from DCAFReviewLib.markings import Markings
 from DCAFReviewLib.owned import OwnedNodes
-from DCAFReviewLib.plane import GREY, LPS_TO_RAS, array_to_matrix, slice_plane, write_slice
+from DCAFReviewLib.plane import GREY, LPS_TO_RAS, array_to_matrix, clipped, slice_plane, write_slice
 
 __all__ = ["COLOURS", "ReviewLogic"]
 
@@ -49,6 +49,7 @@ class ReviewLogic:
         self._opacity, self._threshold, self._colour = 0.6, 0.1, "Amber"
         self._scale = 1.0
         self._legend = True
+        self._shown: tuple = (None, None, None, ())  # the heat's volume, and what it was made from
         self._folder: Path | None = None
 
     # -- the picture ---------------------------------------------------------------------------------
@@ -65,7 +66,8 @@ class ReviewLogic:
         """
         self._leave_case()
         window = _window(grid.fields.get("window", ""))
-        volume = self._grid_to_volume("picture", grid, name, window=window, hidden=False)
+        volume = self._plane_to_volume("picture", grid.values, LPS_TO_RAS @ grid.ijk_to_lps, name,
+                                       window=window, hidden=False)
         self._views.show(volume)
         return volume
 
@@ -136,7 +138,7 @@ class ReviewLogic:
         """A heat over the picture in the right view, in place of the one before.
 
         Slicer interpolates linearly between the cells of the heat's own grid. Colours run from 0 to ``scale``
-        whatever the values are: a faint map stays faint.
+        whatever the values are: a faint map stays faint. Beyond the picture nothing is drawn.
 
         Args:
             grid: ``values`` ``(rows, columns)``, not negative, of any size, in the picture's plane.
@@ -149,9 +151,18 @@ class ReviewLogic:
         """
         if not scale > 0 or not np.isfinite(scale):
             raise ValueError(f"scale: need a positive number, got {scale}. Ask the server for another map.")
+        volume, last, over, said = self._shown
+        picture = self._views.picture
+        if volume is not None and self._nodes.find("heat") is volume and last is grid and over is picture \
+                and said == (scale, unit, title):
+            return
         self.hide_heat()
         self._scale = float(scale)
-        volume = self._grid_to_volume("heat", grid, title, window=(self._scale / 2, self._scale))
+        seen, placed = grid.values, LPS_TO_RAS @ grid.ijk_to_lps
+        if picture is not None:
+            seen, placed = clipped(seen, placed, picture)
+        volume = self._plane_to_volume("heat", seen, placed, title, window=(self._scale / 2, self._scale))
+        self._shown = volume, grid, picture, (scale, unit, title)
         display = volume.GetDisplayNode()
         display.SetInterpolate(True)
         display.SetAutoThreshold(False)
@@ -288,10 +299,10 @@ class ReviewLogic:
         if keep is None or self._nodes.find("picture") is not keep:
             self._nodes.drop("picture")
 
-    def _grid_to_volume(self, role: str, grid, name: str, *, window=None, hidden: bool = True):
+    def _plane_to_volume(self, role: str, values, placed, name: str, *, window, hidden: bool = True):
         volume = self._nodes.add(role, "vtkMRMLScalarVolumeNode", name, hidden=hidden)
-        slicer.util.updateVolumeFromArray(volume, grid.values[None])
-        volume.SetIJKToRASMatrix(array_to_matrix(LPS_TO_RAS @ grid.ijk_to_lps))
+        slicer.util.updateVolumeFromArray(volume, values[None])
+        volume.SetIJKToRASMatrix(array_to_matrix(placed))
         # Made by hand: CreateDefaultDisplayNodes first looks at every pixel for a window of its own.
         display = slicer.vtkMRMLScalarVolumeDisplayNode()
         if window is not None:

@@ -16,6 +16,11 @@ import vtk
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 GREY = "vtkMRMLColorTableNodeGrey"
 
+HAIR = 1e-3
+"""Of a cell: what sticks out by less is rounding."""
+FINER = 8
+"""Cells for one where a map is cut."""
+
 NIFTI_TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}
 
 
@@ -74,6 +79,41 @@ def extent_mm(volume) -> tuple[float, float]:
     columns, rows, _ = volume.GetImageData().GetDimensions()
     matrix = ijk_to_world(volume)
     return columns * float(np.linalg.norm(matrix[:3, 0])), rows * float(np.linalg.norm(matrix[:3, 1]))
+
+
+def clipped(values: np.ndarray, placed: np.ndarray, volume) -> tuple[np.ndarray, np.ndarray]:
+    """A map as far as the picture reaches.
+
+    A network's input is square, a film is not, and so the map may stick out. Along an axis that does it is
+    cut at the picture's outer edge and given finer cells, at linear interpolation's values; along another it
+    stays as it is.
+
+    Args:
+        values: ``(rows, columns)``.
+        placed: ``(4, 4)``, index ``(column, row, slice, 1)`` of ``values`` to millimetres.
+        volume: The picture, in the same plane, its rows along the map's rows.
+
+    Returns:
+        Values and their place, in the same form.
+    """
+    columns, rows, _ = volume.GetImageData().GetDimensions()
+    to_cells = np.linalg.solve(placed, ijk_to_world(volume))
+    placed = placed.copy()
+    for axis, pixels in ((0, columns), (1, rows)):
+        cells = values.shape[1 - axis]
+        first, last = sorted(to_cells[axis, axis] * edge + to_cells[axis, 3] for edge in (-0.5, pixels - 0.5))
+        first, last = max(first, -0.5), min(last, cells - 0.5)
+        if last <= first or last - first > cells - HAIR:
+            continue
+        count = int(np.ceil((last - first) * FINER))
+        step = (last - first) / count
+        centres = first + step * (np.arange(count) + 0.5)
+        lines = np.moveaxis(values, 1 - axis, -1)
+        lines = np.stack([np.interp(centres, np.arange(cells), line) for line in lines])
+        values = np.moveaxis(lines, -1, 1 - axis)
+        placed[:3, 3] += placed[:3, axis] * centres[0]
+        placed[:3, axis] *= step
+    return values.astype(np.float32), placed
 
 
 def checked_extent(volume, index: int) -> tuple[int, int, int]:

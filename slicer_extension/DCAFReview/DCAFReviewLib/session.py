@@ -68,7 +68,8 @@ class Session(Cases):
         self._name = ""
         self._last: Case | None = None
         self._map_kind = ""
-        self._poll_at = self._retry_at = 0.0
+        self._skips = ()
+        self._poll_at = self._retry_at = self._skip_at = 0.0
         self._retry_s = FIRST_RETRY_S
 
     @property
@@ -104,7 +105,7 @@ class Session(Cases):
     def disconnect(self) -> None:
         """Leaves the server: the open case is given back, everything under way is called off."""
         case, self.case, self._last = self.case, None, None
-        self.seeking = ""
+        self.seeking, self._skips = "", ()
         self._errands.drop_all()
         if case is not None and case.leased:
             self._errands.ask(self._server.release, case.uid, self.connection.reader)
@@ -125,6 +126,7 @@ class Session(Cases):
             if self._outbox.stale():
                 self._look_in_journal()
             self._send()
+            self._send_skip()
             self._go_on()
         elif state == "lost" and now >= self._retry_at and not self._errands.under_way("session"):
             self._ask_session()

@@ -16,20 +16,13 @@ from DCAFReviewLib.local import local_files, stated_spacing_mm, stated_window
 from DCAFReviewLib.panel_answer import AnswerPanel
 from DCAFReviewLib.panel_case import CasePanel
 from DCAFReviewLib.panel_learn import RUNNING, LearnPanel
+from DCAFReviewLib.panel_overlay import OverlayPanel
 from DCAFReviewLib.panel_worklist import WorklistPanel, short
 
 TICK_MS = 20
 """How often replies are collected while the module is shown."""
 AWAY_MS = 1000
 """The same while another module is shown: leases are renewed and the journal is sent all the same."""
-MAPS = {"class_activation": ("Class activation", "logit per cell"),
-        "attention_first": ("Attention, first trunk", "1 = even"),
-        "attention_second": ("Attention, second trunk", "1 = even"),
-        "gate": ("Gate", "share, second trunk"), "spatial": ("Spatial attention", "weight")}
-"""Title and, for the legend, unit of each map; the whole sentence about the unit is the server's."""
-UNFAITHFUL = "(fails the randomisation test)"
-"""Beside a map that looks alike when the network's weights are made random: it tells of the image, not of
-what the model has learned."""
 STATES = {"off": ("#999999", "Not connected"), "connecting": ("#E69F00", "Connecting \u2026"),
           "on": ("#009E73", "Connected"), "lost": ("#D55E00", "Connection lost")}
 SETTINGS = {"url": "DCAFReview/Address", "token": "DCAFReview/Token", "reader": "DCAFReview/Reader",
@@ -55,25 +48,19 @@ class ReviewWidget:
         self._worklist = WorklistPanel(ui, session)
         self._case = CasePanel(ui, session)
         self._answer = AnswerPanel(ui, session, logic)
+        self._overlay = OverlayPanel(ui, session, logic)
         self._learn = LearnPanel(ui, session, logic)
         self._read_settings()
         ui.connectButton.connect("clicked()", self.connect_to_server)
         ui.disconnectButton.connect("clicked()", session.disconnect)
         ui.readFirstCheck.connect("toggled(bool)", self._read_first)
-        ui.mapBox.connect("currentIndexChanged(int)", self._ask_map)
-        ui.explainBox.connect("currentIndexChanged(int)", self._ask_map)
-        ui.overlayCheck.connect("toggled(bool)", self._ask_map)
-        for slider in (ui.opacitySlider, ui.thresholdSlider):
-            slider.connect("valueChanged(double)", lambda _: self._look())
-        ui.colourBox.connect("currentIndexChanged(int)", lambda _: self._look())
-        ui.legendCheck.connect("toggled(bool)", lambda _: self._look())
         ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._offer_slices)
         ui.classifyButton.connect("clicked()", self._classify)
         ui.copyButton.connect("clicked()", self._copy)
         ui.saveButton.connect("clicked()", self._save)
         ui.exportButton.connect("clicked()", self._export)
-        self._shortcuts = [self._shortcut("O", lambda: ui.overlayCheck.toggle()),
-                           self._shortcut("M", self._next_map)]
+        self._shortcuts = [self._shortcut("O", self._overlay.toggle),
+                           self._shortcut("M", self._overlay.next_map)]
         session.listen(self._changed)
         self._timer = qt.QTimer()
         self._timer.setInterval(AWAY_MS)
@@ -144,7 +131,7 @@ class ReviewWidget:
         if topics & {"picture", "case"}:
             self._show_picture()
         if topics & {"heat", "case"}:
-            self._show_heat()
+            self._overlay.show_heat(self._drawn is not None)
         if topics & {"training", "connection"}:
             self._learn.show_training()
             self._show_status()
@@ -161,14 +148,7 @@ class ReviewWidget:
         ui.connectionSection.collapsed = on
         self._worklist.show_connection()
         self._answer.show_connection()
-        chosen = ui.mapBox.itemData(ui.mapBox.currentIndex)
-        blocked = ui.mapBox.blockSignals(True)
-        ui.mapBox.clear()
-        for kind in connection.maps:
-            title = MAPS.get(kind, (kind, ""))[0]
-            ui.mapBox.addItem(f"{title} {UNFAITHFUL}" if kind in connection.unfaithful else title, kind)
-        ui.mapBox.setCurrentIndex(max(ui.mapBox.findData(chosen), 0))
-        ui.mapBox.blockSignals(blocked)
+        self._overlay.show_connection()
         self._offer_classify()
         self._show_status()
 
@@ -192,18 +172,10 @@ class ReviewWidget:
         ui, case = self._ui, self._session.case
         self._case.show_case()
         self._answer.show_case()
-        document = case.document if case is not None else None
+        self._overlay.show_case()
         for button in (ui.copyButton, ui.saveButton):
             button.enabled = case is not None
         ui.exportButton.enabled = bool(self._session.sent)
-        classes = [answer["label"] for answer in document["prediction"]] if document else []
-        if [ui.explainBox.itemData(i) for i in range(ui.explainBox.count)] != classes:
-            titles = dict(self._session.connection.classes)
-            blocked = ui.explainBox.blockSignals(True)
-            ui.explainBox.clear()
-            for label in classes:
-                ui.explainBox.addItem(titles.get(label, label), label)
-            ui.explainBox.blockSignals(blocked)
         if case is not None:
             self._worklist.show_open(case.uid)
 
@@ -235,20 +207,6 @@ class ReviewWidget:
         self._logic.load_local(files, case.uid, short(case.name), window=stated_window(files[0]),
                                spacing_mm=stated_spacing_mm(files[0]))
 
-    def _show_heat(self) -> None:
-        ui, case = self._ui, self._session.case
-        ui.mapLabel.text = case.map_note if case is not None and case.revealed else ""
-        if case is None or case.heat is None or not case.revealed or not ui.overlayCheck.checked \
-                or self._drawn is None:
-            self._logic.hide_heat()
-            return
-        self._look()
-        fields = case.heat.fields
-        title, unit = MAPS.get(case.map_kind, (case.map_kind, ""))
-        self._logic.show_heat(case.heat, scale=float(fields["scale"]), unit=unit, title=title)
-        ui.mapLabel.text = case.map_note or fields["unit"]
-        self._report_look()
-
     def _show_journal(self) -> None:
         session, parts = self._session, []
         if session.waiting:
@@ -269,37 +227,6 @@ class ReviewWidget:
     def _read_first(self, on: bool) -> None:
         self._session.read_first = on
         self._worklist.show_page(on)
-
-    def _ask_map(self, _=None) -> None:
-        ui, case = self._ui, self._session.case
-        if case is None or not case.revealed:
-            return
-        if ui.overlayCheck.checked and ui.mapBox.count:
-            kind = ui.mapBox.itemData(ui.mapBox.currentIndex)
-            explains = kind == "class_activation"
-            ui.explainBox.enabled = explains
-            target = ui.explainBox.itemData(ui.explainBox.currentIndex) if explains else None
-            self._session.ask_map(kind, target)
-        self._show_heat()
-
-    def _next_map(self) -> None:
-        box = self._ui.mapBox
-        if box.count:
-            box.setCurrentIndex((box.currentIndex + 1) % box.count)
-
-    def _look(self) -> None:
-        ui = self._ui
-        if not ui.colourBox.currentText:    # Slicer refills the box while it binds the parameter node
-            return
-        self._logic.look(ui.opacitySlider.value, ui.thresholdSlider.value, ui.colourBox.currentText)
-        self._logic.legend(ui.legendCheck.checked)
-        self._report_look()
-
-    def _report_look(self) -> None:
-        ui, case = self._ui, self._session.case
-        if case is not None and case.heat is not None and case.revealed and ui.overlayCheck.checked:
-            self._session.showed(map=case.map_kind, opacity=round(ui.opacitySlider.value, 2),
-                                 threshold=round(ui.thresholdSlider.value, 2))
 
     def _offer_slices(self, node) -> None:
         extent = node.GetImageData().GetDimensions()[2] if node is not None and node.GetImageData() else 1
