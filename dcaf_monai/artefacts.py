@@ -27,6 +27,8 @@ STROKE = 0.30
 """Contrast of a pen stroke against what lies beside it, as a share of the range; ribs stay below 0.2."""
 GLYPHS = 3
 """So many strokes in a row make a text; a single L or R is a side marker, which films should have."""
+SPECKLE = 250
+"""More strokes than this are noise: written-on films have about 10 to 100, a noisy OCT scan a thousand."""
 FEW_LEVELS = 24
 """Effective number of grey levels below which a picture counts as posterised; films have 60 and more."""
 NEARLY_BINARY = 0.95
@@ -141,7 +143,9 @@ def _texts(grey: np.ndarray) -> list[Box]:
     width = max(5, round(short * 0.025)) | 1  # wider than a stroke, narrower than a bone
     found: list[Box] = []
     for thin in (ndimage.white_tophat(grey, (width, width)), ndimage.black_tophat(grey, (width, width))):
-        parts, _ = ndimage.label(thin > STROKE, np.ones((3, 3)))
+        parts, count = ndimage.label(thin > STROKE, np.ones((3, 3)))
+        if count > SPECKLE:
+            continue
         glyphs = [box for number, place in enumerate(ndimage.find_objects(parts), start=1)
                   if (box := _glyph(parts[place] == number, place, grey.shape))]
         found += _lines(glyphs)

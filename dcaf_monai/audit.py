@@ -265,7 +265,7 @@ def _associations(rows: Sequence[Row], marks: Sequence[Fingerprint], seed: int, 
     if eyes and features is not None:
         parts += [probes.glimpses_of_model(rows, design, look), probes.sources_seen(rows, features, seed)]
     suspicions: list[Suspicion] = []
-    about = 27 + 3 * bool(eyes)
+    about = 28 + 3 * bool(eyes)
     for part in parts:
         for suspicion in part:
             suspicions.append(suspicion)

@@ -1,4 +1,4 @@
-"""Evidence of an audit as PNG bytes: pictures with boxes outlined, distributions, shares, mean pictures.
+"""Evidence of an audit as JPEG (pictures, outlined) and PNG bytes (distributions, shares, mean pictures).
 
 Pictures are of patients: they go into the report folder the person named, and nowhere else.
 """
@@ -39,7 +39,9 @@ def montage(rows: Sequence[Row], marks: Sequence[Fingerprint], places: Sequence[
     for number, place in enumerate(places):
         tile = _tile(rows[place], marks[place], outline)
         sheet.paste(tile, (number % across * TILE, number // across * TILE))
-    return _png(sheet)
+    stream = io.BytesIO()
+    sheet.save(stream, "JPEG", quality=88)
+    return stream.getvalue()
 
 
 def pairs(rows: Sequence[Row], marks: Sequence[Fingerprint], evidence: Evidence) -> list[tuple[bytes, str]]:
@@ -119,12 +121,6 @@ def _tile(row: Row, mark: Fingerprint, outline: str) -> Pillow.Image:
         down, right = (TILE - 2) / stored[0], (TILE - 2) / stored[1]
         draw.rectangle((b * right - 1, a * down - 1, d * right, c * down), outline=_OUTLINE[outline], width=2)
     return tile
-
-
-def _png(picture: Pillow.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _drawn(figure: Figure) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image as Pillow
@@ -65,6 +66,10 @@ def alone(rows: Sequence[Row], marks: Sequence[Fingerprint], design: Design) -> 
         yield Suspicion(name, f"{title} alone" if association else f"{title} is the same in every picture",
                         association, kind, evidence=Evidence(
                             cases=_surest(association, labels), scores=by_label(values, labels), axis=title))
+    ends = np.stack([found["black_level"][2], found["white_level"][2]], 1)
+    association = design.probe(ends)
+    yield Suspicion("grey_ends", "From the darkest and the brightest grey together", association, CONTENT,
+                    evidence=replace(_told(association, labels), cases=_surest(association, labels)))
     numbers = np.stack([values for _, _, values in found.values()], 1)
     association = design.probe(np.concatenate([numbers, np.array([mark.tones for mark in marks])], 1))
     yield Suspicion("properties", "From size, compression and grey scale together, no picture seen",

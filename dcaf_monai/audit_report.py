@@ -12,6 +12,7 @@ from dcaf_monai import audit_pictures as pictures
 from dcaf_monai.audit import Audit, Item
 from dcaf_monai.audit_checks import ALARM, LOOK, PASS
 
+_PNG = b"\x89PNG"
 _OUTLINES = {"boxes": "boxes", "text": "texts"}
 
 _PAGE = """<!doctype html>
@@ -132,5 +133,5 @@ def _evidence(audit: Audit, item: Item) -> list[dict[str, str]]:
                if row.task == item.task]
         found.append((pictures.mean_pictures([row for row, _ in own], [mark for _, mark in own], evidence),
                       "Mean picture of each label as the probe sees it"))
-    return [{"url": "data:image/png;base64," + base64.b64encode(png).decode("ascii"), "words": words}
-            for png, words in found]
+    return [{"url": f"data:image/{'png' if picture[:4] == _PNG else 'jpeg'};base64,"
+             + base64.b64encode(picture).decode("ascii"), "words": words} for picture, words in found]

@@ -42,8 +42,9 @@ WORDS: dict[str, tuple[str, str]] = {
                                                                                  "group."),
     "sex": ("Sex is seen in a film; where it goes with the label it can stand in for it.", "Compare within "
                                                                                            "it."),
-    "black_level": _PHOTOGRAPHED, "white_level": _PHOTOGRAPHED, "brightness": _PARTLY, "contrast": _PARTLY,
-    "grey_levels": _PARTLY, "saturated": _PARTLY, "sharpness": _PARTLY, "bytes": _PARTLY,
+    "black_level": _PHOTOGRAPHED, "white_level": _PHOTOGRAPHED, "grey_ends": _PHOTOGRAPHED,
+    "brightness": _PARTLY, "contrast": _PARTLY, "grey_levels": _PARTLY, "saturated": _PARTLY,
+    "sharpness": _PARTLY, "bytes": _PARTLY,
     "properties": ("No picture was seen, only numbers about the file and its grey scale.",
                    "Find which by the items above, and repair it before reporting any figure."),
     "border": ("The disease is not at the edge; markers, collimation and the way a film was made are.",

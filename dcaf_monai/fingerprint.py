@@ -26,7 +26,7 @@ from dcaf_monai.dicom import read_image
 from dcaf_monai.grey import colour_to_grey
 from dcaf_monai.image import ImageError
 
-FORMAT = 4
+FORMAT = 5
 """Raise it when a fingerprint of the same file would come out otherwise."""
 SIDE = 40
 """Rows and columns of the small copy: a tenth of a side is four cells."""

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 from PIL import ImageDraw
+from scipy import ndimage
 
+from dcaf_monai import artefacts
 from dcaf_monai.artefacts import MOST_SIDE, find_artefacts
 from dcaf_monai.phantom import phantom
 
@@ -61,6 +63,15 @@ def test_text_is_found_and_a_side_marker_is_not_text(words: str, found: int) -> 
     assert len(texts) == found
     for row0, column0, row1, column1 in texts:
         assert 10 <= row0 < row1 <= 40 and 15 <= column0 < column1 <= 150
+
+
+def test_speckle_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = a_film(1, (384, 336))
+    noise = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=film.shape), 1.2)
+    speckled = film * 0.4 + np.where(noise > np.quantile(noise, 0.8), 140, 0)
+    assert find_artefacts(speckled).texts == ()
+    monkeypatch.setattr(artefacts, "SPECKLE", 10**6)
+    assert find_artefacts(speckled).texts  # some specks stand in a row like letters
 
 
 def test_few_grey_levels_and_black_and_white_are_posterised() -> None:

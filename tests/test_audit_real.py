@@ -48,7 +48,7 @@ def test_photographs_of_film_among_the_tuberculosis_positives_are_an_alarm(found
     # the files are grey: what is left of the tint is its grey scale
     assert verdict(found, "tuberculosis", "colour") == "pass"
     assert verdict(found, "tuberculosis", "properties") == "alarm"
-    assert verdict(found, "tuberculosis", "white_level") in ("look", "alarm")
+    assert verdict(found, "tuberculosis", "grey_ends") in ("look", "alarm")
 
 
 def test_tuberculosis_is_told_without_the_lungs(found: Audit) -> None:

@@ -54,7 +54,7 @@ def test_the_page_is_self_contained_warns_of_its_pictures_and_escapes_names(foun
 
 def test_each_picture_on_the_page_is_one(found: Audit, tmp_path: Path) -> None:
     _, page = write_audit(found, tmp_path)
-    urls = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text())
+    urls = re.findall(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', page.read_text())
     sizes = [Pillow.open(io.BytesIO(base64.b64decode(url))).size for url in urls]
     assert (2 * TILE, TILE) in sizes  # the pair of copies
     assert (10 * TILE, 2 * TILE) in sizes  # twenty pictures with boxes
