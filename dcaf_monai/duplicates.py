@@ -20,6 +20,9 @@ BITS_APART = 8
 """Most bits of 64 in which the hashes may differ; unrelated chest films differ in about 30."""
 FEATURES_ALIKE, FEATURES_BITS_APART = 0.985, 22
 """The same of a network's features: stricter, as they forget detail; their hashes need only be related."""
+CLOSER = 0.1
+"""Features of copies are also at most this part as far apart (one minus cosine) as a picture usually is from
+the one most like it: trunks that see little see all pictures alike."""
 _BLOCK = 512
 
 Pair = tuple[int, int]
@@ -41,7 +44,7 @@ def near_pairs(marks: Sequence[Fingerprint], kinds: Sequence[str], *,
         marks: The pictures.
         kinds: What each is a picture of (its task): the mean taken off is that of its kind, or of both kinds.
         features: Trunk features ``(pictures, numbers)``. With them, pairs that are alike to the network after
-            the same centring (cosine at least `FEATURES_ALIKE`) count too: copies a little cropped or moved.
+            the same centring count too (`FEATURES_ALIKE`, `CLOSER`): copies a little cropped or moved.
     """
     small = np.stack([mark.small for mark in marks]).reshape(len(marks), -1).astype(np.float32)
     bits = np.unpackbits(np.array([list(bytes.fromhex(mark.phash)) for mark in marks], np.uint8), axis=1)
@@ -54,7 +57,9 @@ def near_pairs(marks: Sequence[Fingerprint], kinds: Sequence[str], *,
             one, two = groups[first], groups[second]
             looks = [(small, ALIKE, BITS_APART)]
             if features is not None:
-                looks.append((features.astype(np.float32), FEATURES_ALIKE, FEATURES_BITS_APART))
+                seen = features.astype(np.float32)
+                usual = min(_usual_distance(seen[one]), _usual_distance(seen[two]))
+                looks.append((seen, max(FEATURES_ALIKE, 1 - CLOSER * usual), FEATURES_BITS_APART))
             for values, alike, apart in looks:
                 found.update((a, b) for a, b in _alike(values, one, two, alike)
                              if np.count_nonzero(bits[a] != bits[b]) <= apart)
@@ -72,6 +77,17 @@ def _alike(values: np.ndarray, one: np.ndarray, two: np.ndarray, alike: float) -
             if a != b:
                 pairs.add((min(a, b), max(a, b)))
     return sorted(pairs)
+
+
+def _usual_distance(values: np.ndarray, most: int = 1000) -> float:
+    """Median over pictures of one minus the cosine with the picture most like it; 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
+    units = _unit(values - values.mean(0))
+    asked = np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)
+    likeness = units[asked] @ units.T
+    likeness[np.arange(len(asked)), asked] = -1
+    return float(np.median(1 - likeness.max(1)))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import typer
 from audit_films import clean_films, write
 from PIL import Image as Pillow
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dcaf_monai.audit import Audit, audit_cohort, read_audit
@@ -77,6 +79,18 @@ def test_the_command_ends_with_0_when_nothing_alarms(tmp_path: Path) -> None:
     result = CliRunner().invoke(APP, ["--data", str(table), "--report", str(tmp_path / "out")])
     assert result.exit_code == 0 and "images: look" in result.stdout
     assert (tmp_path / "out/cache/fingerprints.jsonl").exists()
+
+
+def test_the_command_looks_with_trunk_weights_from_files(tmp_path: Path) -> None:
+    names = ("test_efficientnet", "test_resnet")
+    for name in names:
+        save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
+    table = write(clean_films()[:36], tmp_path / "films")
+    result = CliRunner().invoke(APP, [
+        "--data", str(table), "--cache", str(tmp_path / "cache"), "--backbones", ",".join(names),
+        "--weights", ",".join(str(tmp_path / f"{name}.safetensors") for name in names)])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "cache").glob("pooled-*/*")} == {"whole", "border", "blackout"}
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -82,6 +82,15 @@ def test_alike_features_need_a_related_hash_to_be_a_pair(tmp_path: Path) -> None
     assert (3, 4) not in near_pairs(marks, ["oct"] * 11, features=features)
 
 
+def test_a_network_that_sees_all_pictures_alike_makes_no_pairs(tmp_path: Path) -> None:
+    marks = [fingerprint(saved(tmp_path, f"{seed}.png", a_film(seed))) for seed in range(1, 13)]
+    rng = np.random.default_rng(0)
+    brightness = np.outer(rng.normal(size=12), rng.normal(size=40)) + rng.normal(0, 0.01, (12, 40))
+    centred = brightness - brightness.mean(0)
+    assert np.sort(np.corrcoef(centred)[0])[-2] > 0.985
+    assert near_pairs(marks, ["oct"] * 12, features=brightness) == []
+
+
 def test_a_dicom_film_tells_its_header_and_its_patient_only_as_a_digest(tmp_path: Path) -> None:
     film_to_dicom(phantom(1, lesion=False, shape=(120, 100)), name="x", patient="someone").save_as(
         tmp_path / "film.dcm", enforce_file_format=True)
