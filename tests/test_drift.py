@@ -11,6 +11,11 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from dcaf_monai.drift import FEWEST, Reference, fit_reference, ood_auroc_fpr95, ood_figures
+from dcaf_monai.image import Geometry, Image
+from dcaf_monai.network import DualCrossAttentionFusion
+from dcaf_monai.phantom import phantom
+from dcaf_monai.shifts import shifted
+from dcaf_monai.transforms import Preprocessing, image_to_input
 
 
 def features(cases, seed=0, size=30):
@@ -144,6 +149,30 @@ def test_a_stored_reference_with_a_fault_is_refused(reference, name, value, mess
         (tensors if name in tensors else document)[name] = value
     with pytest.raises(ValueError, match=message):
         Reference.from_tensors(tensors, document)
+
+
+def test_films_upside_down_inverted_or_blurred_are_unlike_those_a_reference_was_made_of():
+    torch.manual_seed(5)
+    network = DualCrossAttentionFusion(2, backbones=("test_efficientnet", "test_resnet"), width=16, heads=2,
+                                       fused=24, hidden=20).eval()
+
+    def inputs(seeds):
+        return [image_to_input(Image(str(seed), phantom(seed, lesion=seed % 2 == 0, shape=(72, 64)).pixels
+                                     .astype(np.float32), Geometry((72, 64))), Preprocessing(size=64))[0]
+                for seed in seeds]
+
+    def pooled(pictures):
+        with torch.no_grad():
+            return network.fuse(network.trunks(torch.stack(pictures))).pooled
+
+    found = fit_reference(pooled(inputs(range(60))), pooled(inputs(range(60, 90))))
+    ordinary = inputs(range(90, 102))
+    inside = found.distance(pooled(ordinary))
+    for kind, severity in (("rotated_180", 1), ("inverted", 1), ("gaussian_blur", 5)):
+        changed = [shifted(picture, kind, severity=severity) for picture in ordinary]
+        assert ood_auroc_fpr95(inside, found.distance(pooled(changed)))[0] > .95, kind
+        assert all(found.notice(row) is not None for row in pooled(changed)), kind
+    assert sum(found.notice(row) is not None for row in pooled(ordinary)) <= 2
 
 
 # Figures
