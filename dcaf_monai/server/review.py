@@ -1,4 +1,4 @@
-"""Our own routes, all below ``/dcaf``: session, worklist, history, agreement, leases, export, training."""
+"""Our own routes, all below ``/dcaf``: session, worklist, history, agreement, suspects, leases, training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from dcaf_monai.server import compat  # noqa: F401  (before monailabel)
 from monailabel.interfaces.utils.app import app_instance
 
 from dcaf_monai.dicom import read_display, read_image
+from dcaf_monai.heat import kinds_of
 from dcaf_monai.overlay import KINDS, display_nrrd, grey_png
+from dcaf_monai.progress import MARGIN, draw_progress, judge_progress
+from dcaf_monai.rounds import rounds
+from dcaf_monai.server import suspects as suspected
 from dcaf_monai.server.access import Reader, current_reader
 from dcaf_monai.server.listing import ORDERS, STATUSES
 from dcaf_monai.server.store import Store
@@ -61,6 +65,7 @@ def session(who: Who, reader: str | None = None) -> dict[str, Any]:
     """All that a client asks when it connects: who reads, which question, which model, what can be chosen.
 
     ``reader`` is the token's; without tokens the one named, or null. ``model`` is null until there is one.
+    ``maps`` are the kinds the model can draw; those among ``unfaithful`` failed the randomisation test.
     """
     app = app_instance()
     name = name_of(who, reader) if who.name or reader else None
@@ -72,7 +77,9 @@ def session(who: Who, reader: str | None = None) -> dict[str, Any]:
             {"name": label, "title": class_title(app.task, label)} for label in app.task.classes]},
         "model": model and {"name": model.name, "version": model.version, "sha256": model.sha256,
                             "task": model.task.name},
-        "maps": sorted(KINDS, key=lambda kind: kind != DEFAULT_OVERLAY),
+        "maps": sorted(kinds_of(model.network.config) if model else KINDS,
+                       key=lambda kind: kind != DEFAULT_OVERLAY),
+        "unfaithful": list(model.unfaithful) if model else [],
         "orders": list(ORDERS), "statuses": list(STATUSES), "total": app.store.status()["total"],
         "training": app.training.progress()}
 
@@ -106,6 +113,41 @@ def agreement() -> dict[str, Any]:
 def disagreements() -> list[dict[str, Any]]:
     """Images whose readers differ and nobody has settled."""
     return _store().disagreements()
+
+
+@router.get("/suspects")
+def suspects(who: Who, reader: str | None = None, offset: int = 0, limit: int = 50) -> dict[str, Any]:
+    """Current labels that the present model disagrees with most; see `server.suspects.suspects`.
+
+    With tokens a reader sees his own labels, an administrator everybody's or those of the one named.
+    """
+    model = app_instance().model
+    if not model.exists:
+        raise HTTPException(404, "model: need a trained model, got none yet. Train one first.")
+    whose = reader if who.role == "admin" else name_of(who, reader)
+    version = model.predictor().model.version
+    return _asked(lambda: suspected.suspects(_store().database, version, reader=whose, offset=offset,
+                                             limit=limit))
+
+
+@router.get("/progress", response_model=None)
+def progress(margin: Annotated[float, Query(gt=0, le=10)] = MARGIN,
+             format: Literal["json", "png"] = "json") -> dict[str, Any] | Response:
+    """What the labels have brought so far and whether more are likely to help; see `judge_progress`.
+
+    ``agreement`` names the route that tells how far the readers agree: no curve falls below their noise.
+    """
+    app = app_instance()
+    found = judge_progress(rounds(app.model.path) if app.model.path else [], margin=margin)
+    if format == "png":
+        return Response(draw_progress(found), media_type="image/png")
+    document = found.document()
+    if not app.conf.get("data"):
+        document["notices"].append({
+            "code": "queue_chose_validation",
+            "message": "This server was started without --data: its validation split was drawn from the "
+                       "first labels, which the queue may have chosen. Read the curve as one of hard cases."})
+    return {**document, "agreement": "/dcaf/agreement"}
 
 
 @router.post("/lease")
