@@ -234,6 +234,32 @@ def test_a_point_on_the_picture_goes_into_the_annotation_at_its_pixel(opened, se
     assert case.point is None and opened.ui.markLabel.text == ""
 
 
+def test_a_finished_case_is_found_among_mine_and_opened_again_with_its_box(opened, server) -> None:
+    connect(opened, server, "bob")
+    ui, case = opened.ui, open_next(opened)
+    height, width = case.picture.values.shape
+    rows, columns = fixture.grab_view("DCAFImage").shape[:2]
+    ui.boxButton.click()
+    fixture.click_view("DCAFImage", rows // 2, columns // 2)
+    fixture.click_view("DCAFImage", rows // 2 + 40, columns // 2 + 60)
+    fixture.wait(lambda: case.box is not None)
+    press(opened, "1")
+    ui.submitButton.click()
+    loaded(opened, other_than=case.uid)
+    fixture.wait(lambda: opened.session.waiting == 0)
+    ui.statusBox.setCurrentIndex(ui.statusBox.findData("mine"))
+    fixture.wait(lambda: case.uid in [item["uid"] for item in opened.session.page.items])
+    row = [item["uid"] for item in opened.session.page.items].index(case.uid)
+    ui.worklistTable.cellDoubleClicked.emit(row, 0)
+    fixture.wait(lambda: opened.session.case.uid == case.uid and opened.session.case.history)
+    stored = opened.session.case.history[-1]
+    assert (stored["reader"], stored["label"]) == ("bob", "normal")
+    top, left, bottom, right = stored["box"]
+    assert abs(top - (height - 1) / 2) <= 1 and abs(left - (width - 1) / 2) <= 1
+    scale = width / columns if width * rows > height * columns else height / rows  # of a view pixel
+    assert abs(bottom - top - 40 * scale) <= 1 and abs(right - left - 60 * scale) <= 1
+
+
 def test_skip_gives_its_reason_and_the_case_does_not_come_back(opened, server) -> None:
     connect(opened, server, "chief")
     case = open_next(opened)

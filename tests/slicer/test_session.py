@@ -256,3 +256,17 @@ def test_training_re_ranks_the_pool_and_says_what_changed(films: Served, tmp_pat
             assert told.previous_version == version
             changes = until(session, lambda: session.training.changes)
             assert changes["compared"] >= 0 and "mean_entropy_after" in changes
+
+
+@pytest.mark.parametrize("done", ["skipped", "answered"])
+def test_a_case_that_is_done_while_the_next_is_asked_for_does_not_come_back(films: Served, tmp_path: Path,
+                                                                            done: str) -> None:
+    with reading(films, tmp_path, "bob") as session:
+        first = next_of(session)
+        session.next_case()     # this very case, as it is still the most uncertain one
+        if done == "skipped":
+            session.skip("twice")
+        else:
+            session.choose(FIRST)
+            session.submit()
+        assert opened(session).uid != first.uid

@@ -55,9 +55,9 @@ def main(url: str, folder: Path) -> None:
     fixture.wait(lambda: session.case.heat is not None, 60)
     take("4_map", ui.overlaySection)
     ui.readFirstCheck.click()
-    ui.nextButton.click()
+    second = session.case.uid
     session.skip("lateral view")
-    fixture.wait(lambda: session.case is not None and session.case.picture is not None, 60)
+    fixture.wait(lambda: session.case is not None and session.case.uid != second and session.case.picture, 60)
     take("5_read_first", ui.worklistSection)
     session.close_case()
     slicer.mrmlScene.Clear(0)

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .call import ServerError
-from .client import Answer, Server
-from .errands import Errands
 from .journal import Journal
-from .nrrd import Grid
 from .outbox import Outbox
-from .state import CLASS_ACTIVATION, Case, Connection, Page, Sent, short_name
-from .topics import Topics, tells
+from .parts import Parts
+from .state import Case, Page, Sent, short_name
+from .topics import tells
 
 LISTINGS = ("case", "label", "score")
 """Orders to look a case up by; by every other the server hands out cases."""
@@ -23,27 +21,23 @@ UNSET: Any = object()
 LEASE_S = 1800.0
 
 
-class Cases(Topics):
+class Cases(Parts):
     """Opening, answering and leaving; what a session is made of besides lies in `Session`."""
 
-    connection: Connection
     page: Page
     case: Case | None
     seeking: str   # the order of the next case while one is asked for; else empty
     read_first: bool
     sent: tuple[Sent, ...]
     _clock: Callable[[], float]
-    _errands: Errands
     _has_local: Callable[[str], bool]
     _journal: Journal
     _last: Case | None
     _map_kind: str
     _outbox: Outbox
-    _server: Server | None
     _skips: tuple[tuple[str, str, str], ...]   # UID, reader and reason of those the server has not heard of
     _skip_at: float
     _say: Callable[[str, str], None]
-    _failed: Callable[[ServerError], None]
     _refresh: Callable[[], None]
     _look_in_journal: Callable[[], None]
     _send: Callable[[], None]
@@ -76,7 +70,7 @@ class Cases(Topics):
         self._send_skip()
         case.leased = False   # the server ends the lease itself
         self._leave()
-        self._seek()
+        self._seek(anew=True)
 
     @tells
     def close_case(self) -> None:
@@ -146,7 +140,7 @@ class Cases(Topics):
         self._leave()
         self._look_in_journal()
         self._send()
-        self._seek()
+        self._seek(anew=True)
 
     @tells
     def undo(self) -> None:
@@ -218,7 +212,9 @@ class Cases(Topics):
 
         self._errands.ask(self._server.skip, *skip, then=told, failed=failed, owner="skip", in_turn=True)
 
-    def _seek(self) -> None:
+    def _seek(self, *, anew: bool = False) -> None:
+        if anew:    # what was asked before may answer with the very case that is done now
+            self._errands.drop("next")
         self.seeking = "entropy" if self.page.order in LISTINGS else self.page.order
         self._go_on()
         self._mark("case")
@@ -296,104 +292,3 @@ class Cases(Topics):
         except ValueError:
             left = LEASE_S
         case.leased, case.renew_at = True, self._clock() + min(max(left, 60.0), LEASE_S) / 2
-
-    def _fetch(self, case: Case) -> None:
-        """Asks for whatever of a case is neither there nor on its way."""
-        server = self._server
-        if not case.local and case.picture is None:
-            self._ask_for(case, "picture", server.picture, case.uid, then=lambda grid: self._seen(case, grid))
-        if case.stored and case.kept_history is None:
-            self._ask_for(case, "history", server.history, case.uid, then=lambda told: self._told(case, told))
-        if self.connection.model is not None and case.kept_document is None:
-            if case.stored:
-                self._ask_for(case, "document", server.prediction, case.uid, failed=self._unscored(case),
-                              then=lambda document: self._answered(case, Answer(document)))
-            else:
-                self._ask_model(case, "document")
-        elif case.kept_document is not None:
-            self._map(case)
-
-    def _ask_for(self, case: Case, part: str, function: Callable[..., Any], *args: Any,
-                 then: Callable[[Any], None], failed: Callable[[ServerError], None] | None = None) -> None:
-        if part in case.awaited:
-            return
-
-        def came(value: Any) -> None:
-            case.awaited.discard(part)
-            self._mark("case")
-            then(value)
-
-        def came_not(error: ServerError) -> None:
-            case.awaited.discard(part)
-            self._mark("case")
-            (failed or self._failed)(error)
-
-        case.awaited.add(part)
-        self._mark("case")
-        self._errands.ask(function, *args, then=came, failed=came_not, owner=case, about=part)
-
-    def _unscored(self, case: Case) -> Callable[[ServerError], None]:
-        def failed(error: ServerError) -> None:
-            if error.status == 404:   # nobody has asked the model about it yet
-                self._ask_model(case, "document")
-            else:
-                self._failed(error)
-
-        return failed
-
-    def _ask_model(self, case: Case, part: str) -> None:
-        """Asks the model, with the chosen map at once: one look at the image serves both."""
-        kind, target = case.map_kind or None, case.map_target
-        if case.stored:
-            function, args = self._server.infer, (case.uid, kind, target)
-        else:
-            function, args = self._server.infer_file, (case.file[0], kind, target, case.file[1])
-
-        def failed(error: ServerError) -> None:
-            if part == "heat":
-                case.map_note = str(error)
-            self._failed(error)
-
-        self._ask_for(case, part, function, *args, failed=failed,
-                      then=lambda answer: self._answered(case, answer, kind, target))
-
-    def _answered(self, case: Case, answer: Answer, kind: str | None = None,
-                  target: str | None = None) -> None:
-        case.kept_document = answer.document
-        if answer.heat is not None and kind is not None:
-            case.kept_heats[kind, self._target(case, kind, target)] = answer.heat
-        self._map(case)
-        self._mark("case", "heat")
-
-    def _map(self, case: Case) -> None:
-        """Has the chosen map ready, or says why there is none."""
-        if case.kept_document is None or not case.map_kind:
-            return
-        case.map_target = self._target(case, case.map_kind, case.map_target)
-        case.map_note = ""
-        if case.map_target is not None:
-            below = case.below_cutoff(case.map_target)
-            title = dict(self.connection.classes).get(case.map_target, case.map_target)
-            case.map_note = f"No map for {title}: {below}." if below else ""
-        known = (case.map_kind, case.map_target) in case.kept_heats
-        if not known and not case.map_note and self.connection.model is not None:
-            self._drop_heat(case)
-            self._ask_model(case, "heat")
-
-    def _drop_heat(self, case: Case) -> None:
-        self._errands.drop(case, "heat")
-        case.awaited.discard("heat")
-
-    @staticmethod
-    def _target(case: Case, kind: str, target: str | None) -> str | None:
-        """The class a map is of: only a class activation is of one, by default the most probable."""
-        if kind != CLASS_ACTIVATION:
-            return None
-        return target or case.kept_document["prediction"][0]["label"]
-
-    def _seen(self, case: Case, grid: Grid) -> None:
-        case.picture = grid
-        self._mark("picture")
-
-    def _told(self, case: Case, history: list[dict[str, Any]]) -> None:
-        case.kept_history = tuple(history)
