@@ -9,7 +9,7 @@ Chosen among Mahalanobis distances (whole, within classes, in subspaces) and nea
 model (frozen stand-in trunks, 420 training cases) by 60 unlabelled images of its test split, 10 of them
 changed. All told chest films apart (AUROC 1.00). Mean AUROC, and share noticed, on turned, inverted and
 blank B-scans and on corruptions of severity 2: this one 1.00 (100 %) and 0.95 (76 %), the whole covariance
-the same at four times the size, the 64 directions without the residual 0.99 (82 %) and 0.93 (58 %), the
+the same at eight times the size, the 64 directions without the residual 0.99 (82 %) and 0.93 (58 %), the
 tenth neighbour by cosine 0.98 (80 %) and 0.91 (50 %). Uneven gain is the hardest to see (0.70 at severity
 2); a mirrored B-scan is an ordinary one (0.61).
 
