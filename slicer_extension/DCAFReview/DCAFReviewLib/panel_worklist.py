@@ -45,7 +45,7 @@ class WorklistPanel:
         table.verticalHeader().setDefaultSectionSize(22)
         header = table.horizontalHeader()
         header.setStretchLastSection(True)
-        for column, width in ((CASE, 82), (LABEL, 80), (SCORE, 46), (ENTROPY, 58), (STATUS, 50)):
+        for column, width in ((CASE, 80), (LABEL, 78), (SCORE, 46), (ENTROPY, 56), (STATUS, 60)):
             table.setColumnWidth(column, width)
         header.connect("sectionClicked(int)", self._sort)
         table.connect("cellDoubleClicked(int,int)", self._open)
