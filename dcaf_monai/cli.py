@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dcaf_monai.cli_ablate import ablate
 from dcaf_monai.cli_admin import models_app, serve, token_app
+from dcaf_monai.cli_audit import audit
 from dcaf_monai.terminal import (
     console,
     errors,
@@ -37,6 +38,7 @@ app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 app.command()(serve)
+app.command()(audit)
 app.command()(ablate)
 
 

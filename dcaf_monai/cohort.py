@@ -96,12 +96,12 @@ class Cohort:
     @property
     def sha256(self) -> str:
         """Digest of all rows (name, label, split, group), whatever their order."""
-        return _digest(self.cases)
+        return cases_sha256(self.cases)
 
     @property
     def validation_sha256(self) -> str:
         """Digest of the validation rows: two models are comparable when theirs are equal."""
-        return _digest(self.split("val"))
+        return cases_sha256(self.split("val"))
 
 
 def read_cohort(path: Path, task: Task, *, frozen: Path | None = None, seed: int = 0) -> Cohort:
@@ -275,13 +275,12 @@ def _cohort(rows: Sequence[_Row], task: Task, *, frozen: Path | None, seed: int)
 def _identified(rows: Sequence[_Row], task: Task) -> tuple[list[_Row], list[Notice]]:
     """Rows with uid and group, and how the groups were found."""
     found, ways = [], Counter[str]()
-    pattern = _PATIENT_IN_NAME.get(task.name)
     for row in rows:
         dicom = _is_dicom(row.path)
         if dicom:
             row = _with_uid(row)
         if row.group is None:
-            row = _with_group(row, dicom, pattern, ways)
+            row = _with_group(row, dicom, task.name, ways)
         found.append(row)
     notices = []
     if ways["name"]:
@@ -302,15 +301,22 @@ def _with_uid(row: _Row) -> _Row:
     return replace(row, uid=f"{uid}:{row.frame}" if row.frame else uid)
 
 
-def _with_group(row: _Row, dicom: bool, pattern: re.Pattern[str] | None, ways: Counter[str]) -> _Row:
+def patient_in_name(stem: str, task_name: str) -> str:
+    """The patient number in a file name of a public collection of the task; empty without one."""
+    pattern = _PATIENT_IN_NAME.get(task_name)
+    match = pattern.search(stem) if pattern else None
+    return next(part for part in match.groups() if part) if match else ""
+
+
+def _with_group(row: _Row, dicom: bool, task_name: str, ways: Counter[str]) -> _Row:
     patient = _patient(row.path) if dicom else ""
     if patient:
         ways["patient"] += 1
         return replace(row, group=f"patient-{patient}")
-    match = pattern.search(row.path.stem) if pattern else None
-    if match:
+    number = patient_in_name(row.path.stem, task_name)
+    if number:
         ways["name"] += 1
-        return replace(row, group=f"name-{next(part for part in match.groups() if part)}")
+        return replace(row, group=f"name-{number}")
     ways["file"] += 1  # by content, so that exact copies stay together whatever their names
     return replace(row, group=f"file-{hashlib.sha256(row.path.read_bytes()).hexdigest()[:16]}")
 
@@ -382,6 +388,7 @@ def _check(task: Task, cases: Sequence[Case]) -> None:
                              "Add images.")
 
 
-def _digest(cases: Sequence[Case]) -> str:
+def cases_sha256(cases: Sequence[Case]) -> str:
+    """Digest of cases (name, label, split, group), whatever their order."""
     rows = sorted((case.uid, case.frame or 0, case.label, case.split, case.group) for case in cases)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
