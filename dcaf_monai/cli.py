@@ -20,6 +20,8 @@ from rich.table import Table
 from dcaf_monai.cli_ablate import ablate
 from dcaf_monai.cli_admin import models_app, serve, token_app
 from dcaf_monai.cli_audit import audit
+from dcaf_monai.cli_labels import medmnist, progress, suspects
+from dcaf_monai.cli_simulate import simulate
 from dcaf_monai.terminal import (
     console,
     errors,
@@ -38,8 +40,8 @@ app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 app.command()(serve)
-app.command()(audit)
-app.command()(ablate)
+for command in (audit, ablate, simulate, suspects, progress, medmnist):
+    app.command()(command)
 
 
 class Mode(str, Enum):

@@ -55,6 +55,7 @@ from dcaf_monai.model import Model, ModelError, load_model, new_version, weights
 from dcaf_monai.network import DualCrossAttentionFusion
 from dcaf_monai.processes import join_processes, peak_memory_mib, process_place, torch_device
 from dcaf_monai.publish import Verdict, publish
+from dcaf_monai.rounds import record_round
 from dcaf_monai.transforms import Preprocessing, training_augmentation
 
 __all__ = ["FitResult", "Recipe", "TrainError", "TrainStopped", "fit", "work_folder"]
@@ -240,7 +241,7 @@ class _Job:
         groups = [self.inputs.cases[index].group for index in self.validation]
         fits, calibrates = self._roles(groups, labels)
         temperature = fit_temperature(logits[:, fits], torch.from_numpy(labels[fits]))
-        probs = mean_probs(logits, temperature)
+        self.probs = probs = mean_probs(logits, temperature)
         sets = None
         if len(calibrates):
             sets = fit_conformal(probs[calibrates], labels[calibrates], [groups[case] for case in calibrates],
@@ -292,6 +293,8 @@ class _Job:
         rank, world = process_place()
         if rank == 0:
             verdict = publish(model, self.out, candidate_nll=nll, published_nll=self._standing_nll)
+            record_round(self.out, model, probs=self.probs, published=verdict.published,
+                         cases=[self.inputs.cases[index] for index in self.validation])
             self._checkpoint.unlink(missing_ok=True)
         if world == 1 and verdict:
             return verdict
