@@ -148,7 +148,7 @@ def test_errands_of_a_dropped_owner_change_nothing(courier: Courier) -> None:
     assert errands.under_way(old)
     errands.drop(old)
     gate.set()
-    wait(lambda: heard, 5, errands.collect)
+    wait(lambda: heard, step=errands.collect)
     time.sleep(0.1)
     errands.collect()
     assert heard == [2] and not errands.under_way(old) and not errands.under_way(new)
@@ -167,8 +167,8 @@ def test_what_goes_in_turn_keeps_its_order_and_is_done_without_its_owner(courier
         errands.ask(slowly, number, then=heard.append, in_turn=True,
                     owner=owner if number in (0, 3) else None)
     errands.drop(owner)
-    wait(lambda: len(done) == 5, 5, errands.collect)
-    wait(lambda: len(heard) == 3, 5, errands.collect)
+    wait(lambda: len(done) == 5, step=errands.collect)
+    wait(lambda: len(heard) == 3, step=errands.collect)
     assert done == [0, 1, 2, 3, 4] and heard == [1, 2, 4]
 
 
@@ -180,7 +180,7 @@ def test_a_turn_that_failed_lets_the_next_one_go(courier: Courier) -> None:
 
     errands.ask(fail, failed=lambda error: heard.append(error.kind), in_turn=True)
     errands.ask(len, "abc", then=heard.append, in_turn=True)
-    wait(lambda: len(heard) == 2, 5, errands.collect)
+    wait(lambda: len(heard) == 2, step=errands.collect)
     assert heard == ["failed", 3]
 
 

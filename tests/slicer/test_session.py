@@ -270,3 +270,26 @@ def test_a_case_that_is_done_while_the_next_is_asked_for_does_not_come_back(film
             session.choose(FIRST)
             session.submit()
         assert opened(session).uid != first.uid
+
+
+def test_the_map_of_a_case_is_asked_for_with_its_picture_and_once(films: Served, tmp_path: Path) -> None:
+    with Trouble(films.port) as counting, reading(films, tmp_path, url=counting.url) as session:
+        uid = peer(films, "ada").worklist()["items"][-1]["uid"]
+        for again in range(2):      # the second time the server has kept an answer
+            counting.delay_s, counting.only, before = 0.5, "/dcaf/image", len(counting.seen)
+            session.open_case(uid)
+            until(session, lambda: session.case.heat is not None)
+            assert again or session.case.picture is None      # it did not wait for the picture
+            case = opened(session)
+            asked = [line.split()[1].split("?")[0] for line in counting.seen[before:]]
+            assert asked.count("/infer/dcaf") == asked.count("/dcaf/image") == 1
+            assert case.document["image"]["id"] == uid and case.heat.fields["kind"] == case.map_kind
+            session.close_case()
+
+
+def test_a_map_that_the_model_does_not_have_still_leaves_its_answer(films: Served, tmp_path: Path) -> None:
+    with reading(films, tmp_path) as session:
+        session.ask_map("knees")
+        session.open_case(peer(films, "ada").worklist()["items"][-2]["uid"])
+        case = opened(session)
+        assert case.document["prediction"] and case.heat is None and "overlay" in case.map_note

@@ -153,13 +153,12 @@ def test_leaving_gives_the_case_back(films: Served, tmp_path: Path) -> None:
         first = next_of(session).uid
         assert held(first)
         session.close_case()
-        wait(lambda: not held(first), 5, session.tick)
+        until(session, lambda: not held(first))
         other = next(item["uid"] for item in bob.worklist("case")["items"] if item["uid"] != first)
         session.open_case(other)
-        opened(session)
-        assert held(other)
+        until(session, lambda: held(other))
         last = next_of(session).uid
-        wait(lambda: held(last) and (last == other or not held(other)), 5, session.tick)
+        wait(lambda: held(last) and (last == other or not held(other)), step=session.tick)
     assert not held(last)
 
 
@@ -198,7 +197,7 @@ def test_a_wrong_token_ends_the_connection_and_keeps_the_open_answer(films: Serv
         session.connect(films.url, token=good, reader="ada")
         until(session, lambda: session.connection.state == "on")
         assert session.case is None   # another token: whose it is was not known
-        wait(lambda: not status_of(peer(films, "bob"), uid)["leased_by_other"], 5, session.tick)
+        wait(lambda: not status_of(peer(films, "bob"), uid)["leased_by_other"], step=session.tick)
 
 
 def test_a_token_that_ends_leaves_the_open_answer_for_a_new_one(films: Served, tmp_path: Path) -> None:

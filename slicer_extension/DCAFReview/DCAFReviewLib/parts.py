@@ -24,14 +24,18 @@ class Parts(Topics):
     def _fetch(self, case: Case) -> None:
         """Asks for whatever of a case is neither there nor on its way."""
         server = self._server
+        unanswered = self.connection.model is not None and case.kept_document is None
+        if unanswered and case.stored and case.map_kind:
+            case.map_note = ""
+            self._ask_model(case, "heat")   # first, as it takes longest; the kept answer may come before it
         if not case.local and case.picture is None:
             self._ask_for(case, "picture", server.picture, case.uid, then=lambda grid: self._seen(case, grid))
         if case.stored and case.kept_history is None:
             self._ask_for(case, "history", server.history, case.uid, then=lambda told: self._told(case, told))
-        if self.connection.model is not None and case.kept_document is None:
+        if unanswered:
             if case.stored:
                 self._ask_for(case, "document", server.prediction, case.uid, failed=self._unscored(case),
-                              then=lambda document: self._answered(case, Answer(document)))
+                              then=lambda document: self._kept(case, document))
             else:
                 self._ask_model(case, "document")
         elif case.kept_document is not None:
@@ -58,8 +62,9 @@ class Parts(Topics):
 
     def _unscored(self, case: Case) -> Callable[[ServerError], None]:
         def failed(error: ServerError) -> None:
-            if error.status == 404:   # nobody has asked the model about it yet
-                self._ask_model(case, "document")
+            if error.status == 404:   # nobody has asked the model about it yet; with the map we have
+                if "heat" not in case.awaited and case.kept_document is None:
+                    self._ask_model(case, "document")
             else:
                 self._failed(error)
 
@@ -67,7 +72,7 @@ class Parts(Topics):
 
     def _ask_model(self, case: Case, part: str) -> None:
         """Asks the model, with the chosen map at once: one look at the image serves both."""
-        kind, target = case.map_kind or None, case.map_target
+        kind, target = (None, None) if case.map_note else (case.map_kind or None, case.map_target)
         if case.stored:
             function, args = self._server.infer, (case.uid, kind, target)
         else:
@@ -76,10 +81,18 @@ class Parts(Topics):
         def failed(error: ServerError) -> None:
             if part == "heat":
                 case.map_note = str(error)
+                if error.kind == "refused" and case.kept_document is None and "document" not in case.awaited:
+                    self._ask_model(case, "document")   # there is no such map; an answer there may be
             self._failed(error)
 
+        if part == "heat" and part not in case.awaited:
+            case.map_asked = kind, target
         self._ask_for(case, part, function, *args, failed=failed,
                       then=lambda answer: self._answered(case, answer, kind, target))
+
+    def _kept(self, case: Case, document: dict[str, Any]) -> None:
+        if case.kept_document is None:   # else the model itself was quicker, and knows better
+            self._answered(case, Answer(document))
 
     def _answered(self, case: Case, answer: Answer, kind: str | None = None,
                   target: str | None = None) -> None:
@@ -100,6 +113,9 @@ class Parts(Topics):
             title = dict(self.connection.classes).get(case.map_target, case.map_target)
             case.map_note = f"No map for {title}: {below}." if below else ""
         known = (case.map_kind, case.map_target) in case.kept_heats
+        if "heat" in case.awaited and case.map_asked[0] == case.map_kind \
+                and self._target(case, *case.map_asked) == case.map_target:
+            return
         if not known and not case.map_note and self.connection.model is not None:
             self._drop_heat(case)
             self._ask_model(case, "heat")

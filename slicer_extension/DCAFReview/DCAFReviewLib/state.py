@@ -150,6 +150,7 @@ class Case:
     map_kind: str = ""
     map_target: str | None = None
     map_note: str = ""
+    map_asked: tuple[str | None, str | None] = (None, None)
     choice: str | None = None
     first_choice: str | None = None
     comment: str = ""
@@ -169,7 +170,8 @@ class Case:
     @property
     def loading(self) -> bool:
         """Whether the picture or, when it may be seen, the model's answer is still on its way."""
-        return "picture" in self.awaited or (self.revealed and "document" in self.awaited)
+        answer = {"document", "heat"} & self.awaited and self.kept_document is None
+        return "picture" in self.awaited or bool(self.revealed and answer)
 
     @property
     def document(self) -> dict[str, Any] | None:
