@@ -1,0 +1,147 @@
+"""The one figure people quote: withheld without an audit; and the command's other refusals."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from small_evaluation import TASK, Taken, a_model, a_table
+from typer.testing import CliRunner
+
+from dcaf_monai import cli_evaluate
+from dcaf_monai.cohort import read_cohort
+from dcaf_monai.evaluate import examine
+from dcaf_monai.headline import audit_verdict, headline, labels_of
+from dcaf_monai.model import save_model
+from dcaf_monai.predict import Predictor
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.card)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return a_table(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture(scope="module")
+def cohort(table):
+    return read_cohort(table, TASK)
+
+
+@pytest.fixture(scope="module")
+def one(cohort):
+    """A model with its answers."""
+    return examine(Predictor(a_model(3)), cohort, label="seed3")
+
+
+def areas(value):
+    return {"m": {"value": value, "low": None, "high": None}}
+
+
+def test_a_headline_above_the_limit_needs_an_audit_beside_it():
+    assert headline(areas(.9949), None)["auroc"] == areas(.9949)
+    held = headline(areas(.9951), None)
+    assert held["auroc"] is None and "m is above 0.995" in held["withheld"]
+    assert "dcaf audit" in held["withheld"]
+    beside = headline(areas(.9951), {"verdict": "alarm"})
+    assert beside["withheld"] is None and beside["audit"] == "alarm" and beside["auroc"] == areas(.9951)
+    assert headline(areas(None), None)["withheld"] is None
+
+
+def an_audit(cohort, verdict="alarm", sha256=None, task="pneumonia"):
+    return {"schema": "dcaf-audit/1", "verdict": verdict, "images": 88,
+            "tasks": {task: {"verdict": verdict, "data_sha256": sha256 or cohort.sha256}},
+            "items": [{"task": task, "name": "tint", "verdict": verdict, "sentence": "Half are tinted.",
+                       "figures": {}, "examples": ["secretname4.png"]},
+                      {"task": "oct", "name": "tint", "verdict": "look", "sentence": "Another task's.",
+                       "figures": {}, "examples": []},
+                      {"task": "", "name": "copies", "verdict": "pass", "sentence": "None.", "figures": {},
+                       "examples": []}]}
+
+
+def test_an_audit_of_other_data_or_another_task_is_refused(cohort):
+    told = audit_verdict(an_audit(cohort), cohort)
+    assert told["verdict"] == "alarm" and told["passed"] == 1
+    assert told["items"] == [{"name": "tint", "verdict": "alarm", "sentence": "Half are tinted."}]
+    with pytest.raises(ValueError, match="got one of others"):
+        audit_verdict(an_audit(cohort, sha256="0" * 64), cohort)
+    with pytest.raises(ValueError, match="task pneumonia, got one of oct"):
+        audit_verdict(an_audit(cohort, task="oct"), cohort)
+
+
+@pytest.fixture(scope="module")
+def flattered(one, cohort, tmp_path_factory):
+    """A model file and films labelled by that model's own probabilities: an AUROC of 1."""
+    folder = tmp_path_factory.mktemp("flattered")
+    likely = one.test.probs[:, 1] > np.median(one.test.probs[:, 1])
+    said = {case.path.name: TASK.classes[int(ill)]
+            for case, ill in zip(cohort.split("test"), likely, strict=True)}
+    table = a_table(folder, label=lambda number: said.get(f"secretname{number}.png",
+                                                          TASK.classes[number % 2]))
+    save_model(one.model, folder / "m.safetensors")
+    return folder / "m.safetensors", table
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(part) for part in arguments])
+
+
+def test_the_command_withholds_a_perfect_auroc_until_an_audit_stands_beside_it(flattered, tmp_path):
+    model, table = flattered
+    quick = ("--resamples", 20, "--shifts", 0, "--no-explain")
+    alone = call("evaluate", model, "--data", table, "--report", tmp_path / "r", "--no-gallery", *quick)
+    assert alone.exit_code == 1 and "withheld" in alone.output and "Traceback" not in alone.output
+    assert not re.search(r"auroc\W+1\.000", alone.output)
+    document = json.loads((tmp_path / "r/evaluation.json").read_text())
+    assert document["models"][0]["discrimination"]["auroc"]["value"] == 1
+    assert document["headline"]["auroc"] is None
+    taken = Taken((tmp_path / "r/report.html").read_text())
+    words = taken.words
+    assert "contains no image of the data" in words and len(taken.pictures) == 7
+    assert not any("Gallery" in name for name, _ in taken.pictures)
+    # in the box, and in place of the mean and of both classes
+    assert "AUROC withheld" in words and "m is above 0.995" in words and words.count("withheld") == 4
+    (tmp_path / "audit.json").write_text(json.dumps(an_audit(read_cohort(table, TASK))))
+    beside = call("evaluate", model, "--data", table, "--audit", tmp_path / "audit.json", *quick)
+    assert beside.exit_code == 0 and re.search(r"auroc\W+1\.000", beside.output)
+    assert "audit: alarm" in beside.output and "Audit of these data: alarm." in beside.output
+    (tmp_path / "audit.json").write_text(json.dumps(an_audit(None, sha256="0" * 64)))
+    other = call("evaluate", model, "--data", table, "--audit", tmp_path / "audit.json", *quick)
+    assert isinstance(other.exception, ValueError) and "got one of others" in str(other.exception)
+
+
+def test_a_broken_image_is_named_and_its_number_left_out(one, tmp_path):
+    table = a_table(tmp_path, broken=(66,))
+    save_model(one.model, tmp_path / "m.safetensors")
+    found = call("evaluate", tmp_path / "m.safetensors", "--data", table, "--out", tmp_path / "out.json",
+                 "--resamples", 20)
+    assert found.exit_code == 2 and "secretname66.png: " in found.output
+    assert "1 of 24 images could not be read" in found.output
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["cases"] == 23 and figures["model"] == "v3" and figures["split"] == "test"
+    assert {"auroc", "aupr", "accuracy", "nll", "ece"} <= set(figures)
+
+
+def test_prevalence_is_read_or_refused():
+    assert cli_evaluate._shares("normal=0.9, pneumonia=0.1") == {"normal": .9, "pneumonia": .1}
+    assert cli_evaluate._shares("") == {}
+    for text in ("pneumonia", "pneumonia=2", "pneumonia=x", "a=0.1,a=0.2"):
+        with pytest.raises(ValueError, match="CLASS=SHARE"):
+            cli_evaluate._shares(text)
+
+
+def test_a_class_the_task_does_not_have_is_refused(flattered):
+    model, table = flattered
+    found = call("evaluate", model, "--data", table, "--prevalence", "measles=0.1")
+    assert isinstance(found.exception, ValueError) and "got 'measles'" in str(found.exception)
+    found = call("evaluate", model, model, "--data", table)
+    assert isinstance(found.exception, ValueError) and "got one twice" in str(found.exception)
+
+
+def test_models_get_labels_that_differ(tmp_path):
+    assert labels_of([Path("a/one.safetensors"), Path("a/two.safetensors")]) == ["one", "two"]
+    assert labels_of([Path("a/m.safetensors"), Path("b/m.safetensors")]) == ["a/m", "b/m"]
