@@ -83,9 +83,10 @@ def cases(url: str, turns: int = 15) -> dict:
 
 def worklist(url: str, turns: int = 12) -> dict:
     """Milliseconds to the first page in the table after connecting, to a far page, and the longest gap."""
+    widget = fixture.open_module(MODULE)
     beat = Beat()
     start = time.perf_counter()
-    widget = connected(url)
+    connect(widget, url)
     first = time.perf_counter() - start
     session, scrolled = widget.session, []
     for turn in range(turns):
@@ -102,11 +103,16 @@ def worklist(url: str, turns: int = 12) -> dict:
 def connected(url: str):
     """The opened module with a filled worklist."""
     widget = fixture.open_module(MODULE)
+    connect(widget, url)
+    return widget
+
+
+def connect(widget, url: str) -> None:
+    """Presses the button and waits until the first page stands in the table."""
     widget.ui.urlEdit.text, widget.ui.readerEdit.text = url, "bench"
     widget.ui.connectButton.click()
     fixture.wait(lambda: widget.session.page.total and not widget.session.page.busy, 60)
     fixture.process(0)
-    return widget
 
 
 if __name__ == "__main__":
