@@ -20,6 +20,7 @@ from rich.table import Table
 from dcaf_monai.cli_ablate import ablate
 from dcaf_monai.cli_admin import models_app, serve, token_app
 from dcaf_monai.cli_audit import audit
+from dcaf_monai.cli_evaluate import card, evaluate
 from dcaf_monai.cli_labels import medmnist, progress, suspects
 from dcaf_monai.cli_simulate import simulate
 from dcaf_monai.terminal import (
@@ -40,7 +41,7 @@ app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 app.command()(serve)
-for command in (audit, ablate, simulate, suspects, progress, medmnist):
+for command in (audit, evaluate, card, ablate, simulate, suspects, progress, medmnist):
     app.command()(command)
 
 
@@ -224,48 +225,6 @@ def _write_overlay(folder: Path, file: Path, answer: Any, kind: str) -> None:
         target = folder / f"{file.stem}.{number}.{kind}.png"
         number += 1
     write_png(read_image(file), answer.heats[kind], target)
-
-
-@app.command()
-def evaluate(
-    model: ModelFile,
-    data: Annotated[Path, typer.Option(help="As for train; the split column says what is tested.")],
-    split: Annotated[str, typer.Option(help="Which split.")] = "test",
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
-) -> None:
-    """Accuracy, AUROC, AUPR, NLL and ECE on a split, with 95 % intervals over patients."""
-    import numpy as np
-
-    from dcaf_monai.cohort import read_cohort
-    from dcaf_monai.metrics import report
-
-    predictor = _predictor(model)
-    cohort = read_cohort(data, predictor.model.task)
-    cases = cohort.split(split)
-    if not cases:
-        raise ValueError(f"--split: need a split with cases, got {split!r}, which has none.")
-    at: dict[tuple[str | None, Path, int | None], Any] = {
-        (case.uid, case.path, case.frame): case for case in cases}
-    probs, kept = [], []
-    for file, answer in _answered(predictor, list(at), "evaluate"):
-        probs.append(answer.probs)
-        kept.append(at[file])
-    if not kept:
-        raise ValueError("data: need at least one readable image, got none.")
-    labels = np.array([cohort.task.class_index(case.label) for case in kept])
-    figures = report(np.array(probs), labels, [case.group for case in kept], cohort.task.classes)
-    table = Table("figure", "value", "95 % interval", title=f"{cohort.task.title}: {split}, "
-                  f"{figures['cases']} images, {figures['patients']} patients or groups")
-    for name in ("auroc", "aupr", "accuracy", "nll", "ece"):
-        value = figures[name]
-        interval = "" if value["low"] is None else f"{value['low']:.3f} to {value['high']:.3f}"
-        table.add_row(name, "" if value["value"] is None else f"{value['value']:.3f}", interval)
-    console.print(table)
-    if out:
-        document = {"model": predictor.model.version, "split": split, **figures}
-        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if len(kept) < len(cases):
-        fail(f"{len(cases) - len(kept)} of {len(cases)} images could not be read.", 2)
 
 
 @app.command()
