@@ -24,6 +24,7 @@ TABLES = {
     "serving": "Over HTTP",
     "store": "Store",
     "worklist": "Worklist",
+    "acquiring": "Choosing what to label next",
     "viewer": "3D Slicer module (the tests' fixture, software rendering)",
 }
 DOC = Path(__file__).resolve().parents[1] / "docs/performance.md"

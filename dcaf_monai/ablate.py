@@ -208,11 +208,13 @@ class _Table:
                                                 seed=model.seed) for split in (self.val, self.test))
         ensemble = rivals.head_ensemble_logits(head, (train, labels[0]), (val, labels[1]), (val, test),
                                                seed=seed)
-        found = {"softmax": (*plain, False), "softmax_temperature": (*plain, True),
-                 "head_dropout": (*dropped, False), "head_dropout_temperature": (*dropped, True),
-                 "full_dropout_temperature": (*full, True),
-                 "laplace_temperature": (laplace.logits(val), laplace.logits(test), True),
-                 "head_ensemble_temperature": (*ensemble, True)}
+        found: dict[str, tuple[torch.Tensor, torch.Tensor, bool]] = {
+            "softmax": (*plain, False), "softmax_temperature": (*plain, True),
+            "head_dropout": (dropped[0], dropped[1], False),
+            "head_dropout_temperature": (dropped[0], dropped[1], True),
+            "full_dropout_temperature": (full[0], full[1], True),
+            "laplace_temperature": (laplace.logits(val), laplace.logits(test), True),
+            "head_ensemble_temperature": (ensemble[0], ensemble[1], True)}
         return {way: self._figures(val_logits, test_logits, seed, tempered)
                 for way, (val_logits, test_logits, tempered) in found.items()}
 
@@ -312,12 +314,12 @@ def ablation_table(document: Mapping[str, Any]) -> str:
         paired = document["differences"].get(name)
         cells += [_with_interval(paired[kind]) if paired else "" for kind in ("auroc", "nll")]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    kinds = ("nll", "brier", "ece", "aurc", "augrc", "failure_auroc", "failure_auroc_entropy",
+    shown = ("nll", "brier", "ece", "aurc", "augrc", "failure_auroc", "failure_auroc_entropy",
              "failure_auroc_mutual_information", "ece_held_out_validation", "coverage_class_0.1",
              "worst_class_class_0.1", "size_class_0.1")
-    rows += ["", "| way | " + " | ".join(kinds) + " |", "|" + "---|" * (len(kinds) + 1)]
+    rows += ["", "| way | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
     for way, figures in document["ways"].items():
-        rows.append(f"| {way} | " + " | ".join(_mean_sd(figures[kind]) for kind in kinds) + " |")
+        rows.append(f"| {way} | " + " | ".join(_mean_sd(figures[kind]) for kind in shown) + " |")
     return "\n".join(rows) + "\n"
 
 

@@ -72,6 +72,8 @@ def simulate(
 
 def _vectors(data: Path, *, task: str | None, model: Path | None, backbones: str, weights: str, size: int,
              cache: Path, device: str) -> Any:
+    import torch
+
     from dcaf_monai.cohort import read_cohort
     from dcaf_monai.features import CacheError
     from dcaf_monai.model import load_model
@@ -90,6 +92,7 @@ def _vectors(data: Path, *, task: str | None, model: Path | None, backbones: str
             return pooled_model_features(cohort, trained.network, preprocessing=trained.preprocessing,
                                          cache=cache, device=device,
                                          progress=lambda done, total: _tell("vectors", done, total))
+        torch.manual_seed(0)  # random weights, too, are the same whenever the command goes on
         network = DualCrossAttentionFusion(len(question.classes), backbones=_pair(backbones, "--backbones"),
                                            weights=_weights(weights))
         return pooled_trunk_features(cohort, network, preprocessing=Preprocessing(size=size), cache=cache,

@@ -10,8 +10,11 @@ k-centre greedy, Sener and Savarese 2018 (arXiv 1708.00489); TypiClust, Hacohen 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
 
 CONFIGURATIONS = 1024
@@ -20,6 +23,10 @@ CANDIDATES = 2000
 """BatchBALD looks at so many cases, those of the highest mutual information: its cost is bounded."""
 NEIGHBOURS = 20
 CLUSTERS, SMALL_CLUSTER = 500, 5
+MANY = 4000
+"""From so many vectors on, k-means goes by mini-batches."""
+ALL_PRODUCTS = 12_000
+"""Up to so many cases BADGE multiplies all pairs at once (0.6 GB) when it is to order a good part of them."""
 _BLOCK = 64  # candidates evaluated at once
 
 
@@ -123,6 +130,8 @@ def badge(probs: np.ndarray, vectors: np.ndarray, count: int, *, seed: int) -> n
     vectors = np.ascontiguousarray(vectors, np.float32)
     squares = (residual ** 2).sum(1) * (vectors ** 2).sum(1)
     nearest, rng = squares.copy(), np.random.default_rng(seed)
+    many = count > len(vectors) // 10 and len(vectors) <= ALL_PRODUCTS
+    products = vectors @ vectors.T if many else None
     chosen: list[int] = []
     open_ = np.ones(len(squares), bool)
     for turn in range(min(count, len(squares))):
@@ -136,7 +145,8 @@ def badge(probs: np.ndarray, vectors: np.ndarray, count: int, *, seed: int) -> n
             winner = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
         chosen.append(winner)
         open_[winner] = False
-        alike = (residual @ residual[winner]) * (vectors @ vectors[winner])
+        along = vectors @ vectors[winner] if products is None else products[winner]
+        alike = (residual @ residual[winner]) * along
         distance = np.maximum(squares + squares[winner] - 2 * alike, 0)
         nearest = distance if turn == 0 else np.minimum(nearest, distance)
         nearest[~open_] = 0  # also against rounding: nothing is drawn twice
@@ -161,8 +171,10 @@ def coreset(vectors: np.ndarray, labelled: np.ndarray, count: int) -> np.ndarray
         return np.maximum(squares + (centre ** 2).sum() - 2 * (vectors @ centre), 0)
 
     nearest = np.full(len(vectors), np.inf, np.float32)
-    for centre in np.asarray(labelled, np.float32):
-        nearest = np.minimum(nearest, distance(centre))
+    for start in range(0, len(labelled), _BLOCK):
+        centres = np.asarray(labelled[start:start + _BLOCK], np.float32)
+        apart = squares + (centres ** 2).sum(1)[:, None] - 2 * (centres @ vectors.T)
+        nearest = np.minimum(nearest, np.maximum(apart.min(0), 0))
     chosen: list[int] = []
     for _ in range(min(count, len(vectors))):
         winner = int(nearest.argmax()) if np.isfinite(nearest.max()) else \
@@ -196,7 +208,10 @@ def typiclust(vectors: np.ndarray, labelled: np.ndarray, count: int, *, seed: in
                                np.asarray(vectors, np.float32)])
     first = len(together) - len(vectors)
     wanted = min(clusters or first + count, CLUSTERS, len(together))
-    member = KMeans(wanted, n_init=1, random_state=seed).fit_predict(together)
+    kind = KMeans if len(together) < MANY else MiniBatchKMeans
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # copies of one image leave clusters empty
+        member = kind(wanted, n_init=1, random_state=seed).fit_predict(together)
     size, covered = np.bincount(member, minlength=wanted), np.bincount(member[:first], minlength=wanted)
     waiting = []
     for cluster in range(wanted):

@@ -138,7 +138,7 @@ def test_batchbald_is_bounded_and_still_orders_every_case():
 
 # -- BADGE --------------------------------------------------------------------------------------------
 
-def test_badge_draws_by_the_distances_of_the_explicit_outer_products():
+def test_badge_draws_by_the_distances_of_the_explicit_outer_products(monkeypatch):
     made = np.random.default_rng(1)
     probs, vectors = softmax(made.normal(size=(11, 4)) * 2, -1), made.normal(size=(11, 6))
     residual = probs - np.eye(4)[probs.argmax(1)]
@@ -148,6 +148,8 @@ def test_badge_draws_by_the_distances_of_the_explicit_outer_products():
     while len(chosen) < 7:
         squares = ((outer[:, None] - outer[chosen][None]) ** 2).sum(2).min(1)
         chosen.append(int(np.searchsorted(squares.cumsum(), draw.random() * squares.sum(), side="right")))
+    assert badge(probs, vectors, 7, seed=8).tolist() == chosen
+    monkeypatch.setattr(diversity, "ALL_PRODUCTS", 0)  # one product after the other
     assert badge(probs, vectors, 7, seed=8).tolist() == chosen
 
 

@@ -70,8 +70,8 @@ def test_the_worklist_pages_in_order_with_one_total(scored: Store) -> None:
     assert first == {
         "uid": A, "label": "covid", "score": 0.5, "predictive_entropy": 0.9,
         "normalized_entropy": pytest.approx(0.9 / 1.0986122886681098), "mutual_information": 0.1,
-        "margin": pytest.approx(0.2), "model_version": "v1", "readers": 0, "read_by": [], "read_by_me": False,
-        "leased_by_me": False, "leased_by_other": True, "status": "leased"}
+        "margin": pytest.approx(0.2), "model_version": "v1", "random": False, "readers": 0, "read_by": [],
+        "read_by_me": False, "leased_by_me": False, "leased_by_other": True, "status": "leased"}
     assert second["read_by_me"] and second["readers"] == 1 and second["read_by"] == ["ana"]
     assert second["status"] == "read"
     assert rest.items[0]["leased_by_me"] and rest.items[0]["status"] == "leased"

@@ -1,4 +1,4 @@
-"""A database of the first schema is brought up to today's; `schemas/` holds its tables as they were made."""
+"""A database of an earlier schema is brought up to today's; `schemas/` holds the tables as they were made."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import create_engine, inspect, text
 from stores import TASK, prediction, read
 
 from dcaf_monai.server import database, migrate
+from dcaf_monai.server.scores import Evidence
 from dcaf_monai.server.store import Store
 
 pytest_plugins = ("postgres",)
@@ -91,7 +93,7 @@ def test_an_old_database_opens_as_if_it_had_been_new(
     for store in (old, new):
         store.close()
     again = Store(studies, TASK, address)
-    assert again.disagreements()[0]["uid"] == "a.png" and database.SCHEMA == 2
+    assert again.disagreements()[0]["uid"] == "a.png" and database.SCHEMA == 3
     again.close()
 
 
@@ -112,3 +114,26 @@ def test_a_migration_that_fails_leaves_the_old_database_as_it_was(
     store = Store(studies, TASK, address)
     assert store.worklist().total == 5
     store.close()
+
+
+def test_a_database_of_the_second_schema_gets_what_batch_strategies_need(
+        studies: Path, new_database: Callable[[], str]) -> None:
+    address = new_database()
+    engine = create_engine(address)
+    script = (Path(__file__).parent / "schemas" / f"schema_2.{engine.dialect.name}.sql").read_text("utf-8")
+    with engine.begin() as connection:
+        for statement in script.split("\n--\n"):
+            connection.exec_driver_sql(statement)
+        connection.execute(text("INSERT INTO meta (name, value) VALUES ('schema', '2')"))
+        connection.execute(text(
+            "INSERT INTO images (uid, path, state, added, info, shuffle, disputed) "
+            "VALUES ('a.png', 'a.png', 'present', 1.0, '{}', 0.5, false)"))
+    engine.dispose()
+    old, new = Store(studies, TASK, address), Store(studies, TASK, new_database())
+    assert shape(old) == shape(new) and {"evidence", "ranks", "monitored"} <= set(shape(old))
+    assert old.list_images() == ["a.png"]
+    old.refresh()
+    old.save_prediction("a.png", prediction(), Evidence(np.ones(3), np.zeros((2, 3))))
+    assert old.rank_pool("v1") == 1
+    for store in (old, new):
+        store.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from stores import WRITER, prediction, read
 
@@ -47,7 +48,7 @@ def drain(store: Store, reader: str, order: str = "entropy", **more: Any) -> lis
 
 
 @pytest.mark.parametrize(("order", "first"), [
-    ("entropy", [A, C, B]), ("mutual_information", [B, C, A]), ("margin", [B, A, C])])
+    ("entropy", [A, C, B]), ("badge", [A, C, B]), ("mutual_information", [B, C, A]), ("margin", [B, A, C])])
 def test_the_most_uncertain_case_comes_first_and_unscored_ones_last(
         scored: Store, order: str, first: list[str]) -> None:
     got = drain(scored, "ana", order)
@@ -162,10 +163,12 @@ def test_a_strategy_gives_the_case_its_prediction_and_the_lease(scored: Store) -
 
 @dataclass(frozen=True)
 class Answer:
-    """What scoring asks of a Prediction: its document."""
+    """What scoring asks of a Prediction: its document, its pooled vector and its sampled logits."""
 
     uid: str
     version: str
+    pooled = np.array([1.0, 2, 3])
+    sampled = np.zeros((4, 3))
 
     def document(self) -> dict[str, Any]:
         return prediction(self.version, entropy=len(self.uid) / 100)
@@ -175,7 +178,7 @@ class FileScorer:
     """A scorer of our own with the contract of `Predictor`: entropy from the file's name."""
 
     def __init__(self, version: str, *, bad: tuple[str, ...] = (), stop_after: int = 1000) -> None:
-        self.model = SimpleNamespace(version=version)
+        self.model = SimpleNamespace(version=version, temperature=1.0)
         self.bad, self.stop_after, self.asked = bad, stop_after, []     # type: ignore[var-annotated]
 
     def predict_files(self, files: Iterable[tuple[str | None, Path, int | None]]
@@ -192,7 +195,7 @@ class FileScorer:
 def test_scoring_fills_the_pool_and_records_a_bad_image_as_a_failure(store: Store) -> None:
     scorer = FileScorer("v1", bad=(C,))
     assert PoolScoring(lambda: scorer)({}, store) == {
-        "model_version": "v1", "scored": 4, "failed": 1, "reranked": 0, "remaining": False}
+        "model_version": "v1", "scored": 4, "failed": 1, "reranked": 0, "compared": 4, "remaining": False}
     assert store.failures("v1") == [{"uid": C, "code": "colour", "message": "Image: need grey, got colour."}]
     assert store.next_case("ana").uid == E                              # type: ignore[union-attr]
     scorer.asked.clear()

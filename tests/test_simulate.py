@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image as Picture
 from torch import nn
+from typer.testing import CliRunner
 
 from dcaf_monai import simulate as simulating
 from dcaf_monai.acquire import STRATEGIES
-from dcaf_monai.cohort import Case, Cohort
+from dcaf_monai.cli_simulate import simulate as command
+from dcaf_monai.cohort import Case, Cohort, write_cohort
 from dcaf_monai.image import Notice
 from dcaf_monai.learner import Recipe, fit_heads, penultimate
 from dcaf_monai.learning_curves import curves, labels_to_reach, summary, write_report
@@ -320,3 +323,31 @@ def test_vectors_of_a_trained_network_say_that_labels_are_in_them(cohort, networ
     x = read_input(cohort.cases[2].path, Preprocessing(size=64))[1][None]
     np.testing.assert_allclose(found.values[2], network.fuse(network.trunks(x)).pooled[0].detach(), atol=0.02)
     assert found.notices[0].code == "labels_in_vectors"
+
+
+# -- the command --------------------------------------------------------------------------------------
+
+def test_the_command_replays_reports_and_goes_on(cohort, tmp_path):
+    table = tmp_path / "cohort.csv"
+    write_cohort(cohort, table)
+    app = typer.Typer()
+    app.command()(command)
+    asked = ["--data", str(table), "--task", "pneumonia", "--backbones", "test_efficientnet,test_resnet",
+             "--weights", "none", "--size", "64", "--report", str(tmp_path / "report"), "--strategies",
+             "badge,typiclust", "--batch-size", "1,2", "--seeds", "2", "--budget", "1"]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0 and "batches of 2 images" in done.output and "macro AUROC" in done.output
+    told = json.loads((tmp_path / "report/simulation.json").read_text())
+    assert set(told["batch_sizes"]["1"]) == {"random", "badge", "typiclust"}
+    assert told["training_images"] == 4 and told["judged_images"] == 2
+    runs = (tmp_path / "report/runs.jsonl").read_bytes()
+    assert CliRunner().invoke(app, [*asked, "--judge", "val"], catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "report/runs.jsonl").read_bytes() == runs
+    for wrong, message in ((["--batch-size", "1,x"], "--batch-size: need whole numbers"),
+                           (["--weights", "a"], "--weights: need two names"),
+                           (["--strategies", "newest"], "strategies: need some of"),
+                           (["--judge", "train"], "judge: need")):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(app, [*asked, *wrong], catch_exceptions=False)
+    with pytest.raises(ValueError, match="--task: need one when there is no --model"):
+        CliRunner().invoke(app, [*asked[:2], *asked[4:]], catch_exceptions=False)

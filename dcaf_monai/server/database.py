@@ -24,6 +24,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -40,7 +41,7 @@ from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 
 from dcaf_monai.server import migrate
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the tables below; an earlier one is brought up to it, one made by a later DCAF refused."""
 
 SCORES = ("label", "score", "entropy", "normalized_entropy", "mutual_information", "margin")
@@ -94,6 +95,27 @@ predictions = Table(
     Column("normalized_entropy", Double), Column("mutual_information", Double), Column("margin", Double),
     Column("document", JSON, nullable=False),
     Index("predictions_by_version", "model_version", "uid", "label", "normalized_entropy"))
+
+evidence = Table(                                           # what batch strategies compare
+    "evidence", _schema,
+    Column("model_version", Text, primary_key=True),
+    Column("uid", ForeignKey(images.c.uid), primary_key=True),
+    Column("pooled", LargeBinary, nullable=False),          # float16, little-endian
+    Column("sampled", LargeBinary, nullable=False),         # float16, little-endian: (samples, classes)
+    Column("samples", Integer, nullable=False))
+
+ranks = Table(                                              # orders worked out for the pool, see ranks.py
+    "ranks", _schema,
+    Column("strategy", Text, primary_key=True), Column("place", Integer, primary_key=True),     # from 0
+    Column("uid", ForeignKey(images.c.uid), nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("random", Boolean, nullable=False),              # by the random share, not by the strategy
+    Index("ranks_by_image", "uid", "strategy", "random"))
+
+monitored = Table(                                          # handed out by the random share
+    "monitored", _schema,
+    Column("uid", ForeignKey(images.c.uid), primary_key=True),
+    Column("model_version", Text, nullable=False), Column("created", Double, nullable=False))
 
 failures = Table(
     "failures", _schema,
@@ -235,6 +257,8 @@ class Database:
                 for table in (images, predictions):
                     for index in table.indexes:
                         index.create(connection, checkfirst=True)
+                found = "2"
+            if found == "2":            # schema 3 has new tables only, which are made below
                 found = str(SCHEMA)
                 connection.execute(update(meta).where(meta.c.name == "schema").values(value=found))
             if found != str(SCHEMA):

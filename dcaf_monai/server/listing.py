@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, select
+from sqlalchemy import ColumnElement, Connection, exists, func, select, union
 
-from dcaf_monai.server.database import Database, annotation_rows, images, leases, skips
-from dcaf_monai.server.worklist import check_reader
+from dcaf_monai.server.database import Database, annotation_rows, images, leases, monitored, ranks, skips
+from dcaf_monai.server.worklist import BATCH_ORDERS, check_reader
 
 ORDERS = {"entropy": True, "mutual_information": True, "margin": False, "random": False, "case": False,
-          "label": False, "score": False}
+          "label": False, "score": False, **dict.fromkeys(BATCH_ORDERS, False)}
 """Whether an order descends unless asked otherwise: scores go from the least certain on, names from A on."""
 
 STATUSES = ("all", "unread", "mine", "read", "disagreement", "unscored", "skipped", "leased")
@@ -45,7 +45,8 @@ class Listing:
 
         Args:
             order: One of `ORDERS`. ``label`` and ``score`` are the model's most probable class and its
-                probability; ``case`` is the uid.
+                probability; ``case`` is the uid. A batch strategy's order is that of its places; images
+                without a place follow, the most uncertain first.
             status: ``all``; ``read``, ``unread``, ``skipped`` (by the reader; by anybody when none is
                 named); ``mine`` (read by the reader, who must be named); ``leased``; ``unscored``;
                 ``disagreement`` (waits for adjudication).
@@ -57,7 +58,8 @@ class Listing:
 
         Returns:
             Items of ``{uid, label, score, predictive_entropy, normalized_entropy, mutual_information,
-            margin, model_version, readers, read_by, read_by_me, leased_by_me, leased_by_other, status}``.
+            margin, model_version, random, readers, read_by, read_by_me, leased_by_me, leased_by_other,
+            status}``; ``random`` images were drawn for the random share of some strategy.
             The status is the first that holds of ``disagreement``, ``read``, ``skipped`` (both as
             above), ``leased`` and ``unread``.
 
@@ -73,16 +75,31 @@ class Listing:
         if reader is not None:
             check_reader(reader)
         now = time.time()
-        order_by = _order(order, descending)
-        page = (select(images.c.uid).where(*_filters(status, label, reader, now, walking=True))
-                .order_by(*order_by).limit(limit).offset(offset))
+        order_by = _order("entropy" if order in BATCH_ORDERS else order,
+                          None if order in BATCH_ORDERS else descending)
+        filters = _filters(status, label, reader, now, walking=True)
         with self.database.read() as connection:
             total = _total(connection, status, label, reader, now)
-            uids = list(connection.execute(page).scalars()) if offset < total else []
+            placed: list[str] = []
+            if order in BATCH_ORDERS:
+                place = ranks.c.place.desc() if descending else ranks.c.place
+                placed = list(connection.execute(
+                    select(images.c.uid).join(ranks, ranks.c.uid == images.c.uid)
+                    .where(ranks.c.strategy == order, *filters).order_by(place)).scalars())
+                filters.append(images.c.uid.not_in(select(ranks.c.uid).where(ranks.c.strategy == order)))
+            uids = placed[offset:offset + limit]
+            if offset < total and len(uids) < limit:
+                uids += connection.execute(
+                    select(images.c.uid).where(*filters).order_by(*order_by)
+                    .limit(limit - len(uids)).offset(max(0, offset - len(placed)))).scalars()
             rows = {row["uid"]: dict(row) for row in connection.execute(_SHOWN.where(images.c.uid.in_(uids)))
                     .mappings()}
             readers = _readers(connection, uids, now)
-        return Page(total, offset, [_item(rows[uid], reader, *readers[uid]) for uid in uids])
+            random = set(connection.execute(union(
+                select(ranks.c.uid).where(ranks.c.uid.in_(uids), ranks.c.random.is_(True)),
+                select(monitored.c.uid).where(monitored.c.uid.in_(uids)))).scalars())
+        return Page(total, offset, [_item({**rows[uid], "random": uid in random}, reader, *readers[uid])
+                                    for uid in uids])
 
 
 def _order(order: str, descending: bool | None) -> tuple[ColumnElement[Any], ...]:

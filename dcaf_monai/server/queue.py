@@ -12,6 +12,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from dcaf_monai.image import ImageError
+from dcaf_monai.server.scores import Evidence
 from dcaf_monai.server.store import Store
 from dcaf_monai.server.worklist import LEASE_S, ORDERS
 
@@ -51,8 +52,9 @@ class NextCase(Strategy):
             datastore: The store.
 
         Returns:
-            ``{id, order, reader, lease_expires, prediction}``, the prediction as stored (empty when
-            the case is not scored yet); empty when nothing is left for this reader.
+            ``{id, order, reader, lease_expires, random, prediction}``, the prediction as stored (empty
+            when the case is not scored yet), ``random`` when the random share brought the case; empty
+            when nothing is left for this reader.
 
         Raises:
             ValueError: For a bad value in the request, or a case another reader holds.
@@ -71,15 +73,21 @@ class NextCase(Strategy):
                 return {}
             lease = found
         return {"id": lease.uid, "order": self.order, "reader": lease.reader,
-                "lease_expires": lease.expires.isoformat(), "prediction": datastore.prediction(lease.uid)}
+                "lease_expires": lease.expires.isoformat(), "random": lease.random,
+                "prediction": datastore.prediction(lease.uid)}
 
 
 def strategies() -> dict[str, Strategy]:
     """All strategies by the name clients use; ``random`` is MONAI Label's default and must be there."""
     entropy = NextCase("entropy", "Most uncertain first: highest predictive entropy")
+    information = NextCase("mutual_information", "Where samples of the model differ most")
     return {"entropy": entropy, "uncertain": entropy,
-            "mutual_information": NextCase("mutual_information", "Where samples of the model differ most"),
+            "mutual_information": information, "bald": information,
             "margin": NextCase("margin", "Smallest distance between the two best answers"),
+            "powerbald": NextCase("powerbald", "A draw in proportion to how much the samples differ"),
+            "badge": NextCase("badge", "Uncertain cases that would teach the model different things"),
+            "coreset": NextCase("coreset", "Cases far from everything read so far"),
+            "typiclust": NextCase("typiclust", "A typical case of every kind not read yet"),
             "random": NextCase("random", "A fixed random order")}
 
 
@@ -88,7 +96,7 @@ class Scorer(Protocol):
 
     @property
     def model(self) -> Any:
-        """Has a ``version``."""
+        """Has a ``version`` and a ``temperature``."""
 
     def predict_files(self, files: Iterable[tuple[str | None, Path, int | None]]
                       ) -> Iterator[tuple[str | None, Any]]:
@@ -102,13 +110,21 @@ class PoolScoring(ScoringMethod):
     images, so a stopped run goes on where it was. An image that cannot be read is recorded as a
     failure of this model version and not tried again until asked.
 
+    Every run ends by working out the orders of the batch strategies.
+
     Args:
         predictor: Gives the present predictor; asked once per run.
+        random_share: Share of the cases handed out that is drawn at random, 0 to 1.
+
+    Raises:
+        ValueError: For another share.
     """
 
-    def __init__(self, predictor: Callable[[], Scorer]) -> None:
+    def __init__(self, predictor: Callable[[], Scorer], *, random_share: float = 0.0) -> None:
+        if not 0 <= random_share <= 1:
+            raise ValueError(f"random_share: need 0 to 1, got {random_share}.")
         super().__init__("Predictive entropy, mutual information and margin of every image in the pool")
-        self._predictor = predictor
+        self._predictor, self._random_share = predictor, random_share
 
     def __call__(self, request: Mapping[str, Any], datastore: Store) -> dict[str, Any]:
         """Runs until nothing is left or the limit is reached.
@@ -119,8 +135,9 @@ class PoolScoring(ScoringMethod):
             datastore: The store.
 
         Returns:
-            ``{model_version, scored, failed, reranked, remaining}``; reranked images had this
-            model's prediction already, remaining says whether any image still waits.
+            ``{model_version, scored, failed, reranked, compared, remaining}``; reranked images had this
+            model's prediction already, compared are those that the batch strategies chose from,
+            remaining says whether any image still waits.
         """
         limit = request.get("max_samples") or 0
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
@@ -134,19 +151,24 @@ class PoolScoring(ScoringMethod):
         answers = predictor.predict_files((image.uid, image.path, image.frame) for image in waiting)
         scored = failed = 0
         good: list[tuple[str, Mapping[str, Any]]] = []
+        proofs: dict[str, Evidence] = {}
         for done, (image, (_, answer)) in enumerate(zip(waiting, answers, strict=True), 1):
             if isinstance(answer, ImageError):
                 datastore.save_failure(image.uid, version, answer)
                 failed += 1
             else:
                 good.append((image.uid, answer.document()))
+                proofs[image.uid] = Evidence(answer.pooled, answer.sampled)
             if len(good) == SAVE_EVERY or done == len(waiting):
-                scored += datastore.save_predictions(good)
+                scored += datastore.save_predictions(good, proofs)
                 good.clear()
+                proofs.clear()
                 logger.info("scoring with model %s: %d of %d done, %d failed",
                             version, done, len(waiting), failed)
+        compared = datastore.rank_pool(version, temperature=predictor.model.temperature,
+                                       random_share=self._random_share)
         return {"model_version": version, "scored": scored, "failed": failed, "reranked": reranked,
-                "remaining": bool(datastore.unscored(version, limit=1))}
+                "compared": compared, "remaining": bool(datastore.unscored(version, limit=1))}
 
 
 def _text(request: Mapping[str, Any], name: str) -> str:

@@ -13,11 +13,12 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select, update
+import numpy as np
+from sqlalchemy import delete, func, select, update
 
 from dcaf_monai.image import ImageError
 from dcaf_monai.server.annotation import finite, plain_json
-from dcaf_monai.server.database import SCORES, Database, failures, images, predictions
+from dcaf_monai.server.database import SCORES, Database, evidence, failures, images, predictions, ranks
 from dcaf_monai.server.readings import require_image
 
 DOCUMENT_LIMIT = 65536
@@ -33,22 +34,53 @@ class Pending:
     frame: int | None
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a batch strategy compares two images by, beside their scores.
+
+    Kept as float16: strategies compare distances and entropies, for which three digits are enough.
+
+    Args:
+        pooled: ``(units,)``, what the model's head reads.
+        sampled: ``(samples, classes)``, logits of every dropout sample, before the temperature.
+
+    Raises:
+        ValueError: For other shapes.
+    """
+
+    pooled: np.ndarray
+    sampled: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.pooled.ndim != 1 or self.sampled.ndim != 2 or not self.pooled.size or not self.sampled.size:
+            raise ValueError(f"evidence: need pooled (units,) and sampled (samples, classes), got "
+                             f"{self.pooled.shape} and {self.sampled.shape}.")
+
+    def row(self) -> dict[str, Any]:
+        """As columns of the table."""
+        return {"pooled": _bytes(self.pooled), "sampled": _bytes(self.sampled), "samples": len(self.sampled)}
+
+
 class Scores:
     """The part of the store that holds predictions."""
 
     database: Database
     studies: Path
 
-    def save_prediction(self, uid: str, document: Mapping[str, Any]) -> None:
+    def save_prediction(self, uid: str, document: Mapping[str, Any],
+                        evidence: Evidence | None = None) -> None:
         """Stores one prediction and ranks the image by it; see `save_predictions`."""
-        self.save_predictions([(uid, document)])
+        self.save_predictions([(uid, document)], {} if evidence is None else {uid: evidence})
 
-    def save_predictions(self, many: Iterable[tuple[str, Mapping[str, Any]]]) -> int:
+    def save_predictions(self, many: Iterable[tuple[str, Mapping[str, Any]]],
+                         proofs: Mapping[str, Evidence] | None = None) -> int:
         """Stores predictions, all or none; an earlier one of the same model version is replaced.
 
         Args:
             many: ``(uid, document)``; the document is a Prediction's JSON, with at least
                 ``prediction: [{label, score}]`` and ``model: {version}``.
+            proofs: Evidence of some of them, by uid. An image without it has no place in the batch
+                strategies' orders.
 
         Returns:
             How many were stored.
@@ -69,6 +101,11 @@ class Scores:
                           if name not in ("uid", "model_version")}))
                 connection.execute(update(images).where(images.c.uid == row["uid"]).values(
                     ranked_by=row["model_version"], **{name: row[name] for name in SCORES}))
+                key = {"uid": row["uid"], "model_version": row["model_version"]}
+                connection.execute(delete(evidence).where(
+                    evidence.c.uid == key["uid"], evidence.c.model_version == key["model_version"]))
+                if proofs and row["uid"] in proofs:
+                    connection.execute(evidence.insert().values(**key, **proofs[row["uid"]].row()))
         return len(rows)
 
     def prediction(self, uid: str, model_version: str | None = None) -> dict[str, Any]:
@@ -108,6 +145,8 @@ class Scores:
     def rank_by(self, model_version: str) -> int:
         """Ranks images by a version's stored predictions without predicting again (after a roll-back).
 
+        Places of the batch strategies that another version gave are then forgotten; see `Ranks.rank_pool`.
+
         Returns:
             How many images changed.
         """
@@ -121,6 +160,8 @@ class Scores:
                                  .where(predictions.c.model_version == model_version))).values(
                 ranked_by=model_version, **{name: theirs.with_only_columns(predictions.c[name])
                                             .scalar_subquery() for name in SCORES}))
+            if changed.rowcount:
+                connection.execute(delete(ranks).where(ranks.c.model_version != model_version))
         return changed.rowcount
 
     def changes(self, since: str, now: str, *, limit: int = 50) -> dict[str, Any]:
@@ -192,6 +233,12 @@ class Scores:
                 images.c.state == "present", images.c.ranked_by.is_not(None))
                 .group_by(images.c.ranked_by)).all()
         return dict(rows)       # type: ignore[arg-type]
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    """As float16; what is larger becomes the largest it holds."""
+    most = np.finfo(np.float16).max
+    return np.clip(np.nan_to_num(values), -most, most).astype("<f2").tobytes()
 
 
 def _prediction_row(uid: str, document: Mapping[str, Any]) -> dict[str, Any]:

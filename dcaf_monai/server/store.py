@@ -34,6 +34,7 @@ from dcaf_monai.server.exchange import Exchange
 from dcaf_monai.server.folder import DICOM, OTHER
 from dcaf_monai.server.listing import Listing
 from dcaf_monai.server.pool import Pool
+from dcaf_monai.server.ranks import Ranks
 from dcaf_monai.server.readings import require_image
 from dcaf_monai.server.scores import Scores
 from dcaf_monai.server.worklist import Worklist
@@ -45,7 +46,7 @@ TAGS = ("final", "original")
 INFO_LIMIT = 65536
 
 
-class Store(Pool, Scores, Worklist, Listing, Exchange, Datastore):
+class Store(Pool, Scores, Ranks, Worklist, Listing, Exchange, Datastore):
     """All that DCAF keeps: images, annotations, predictions, leases.
 
     Args:

@@ -7,23 +7,28 @@ queue, so reading can start before the first training.
 
 A lease is what makes it safe: one row per image, taken by one conditional statement that only one of
 several simultaneous callers can win.
+
+Batch strategies have their places worked out beforehand (`ranks`); behind the last place, and while there
+are none, the most uncertain come.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Connection, Select, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, false, or_, select
 
 from dcaf_monai.server.annotation import Reader
-from dcaf_monai.server.database import Database, annotation_rows, images, leases, skips
+from dcaf_monai.server.database import Database, annotation_rows, images, leases, monitored, ranks, skips
 from dcaf_monai.server.readings import require_image
 
-ORDERS = ("entropy", "mutual_information", "margin", "random")
+BATCH_ORDERS = ("powerbald", "badge", "coreset", "typiclust")
+"""Orders in which a case's place depends on the cases before it."""
+ORDERS = ("entropy", "mutual_information", "margin", "random", *BATCH_ORDERS)
 """In which cases are handed out."""
 LEASE_S = 1800.0
 _READER: TypeAdapter[str] = TypeAdapter(Reader)
@@ -35,11 +40,12 @@ class CaseTaken(ValueError):
 
 @dataclass(frozen=True)
 class Lease:
-    """A case held for a reader until ``expires`` (UTC)."""
+    """A case held for a reader until ``expires`` (UTC); ``random`` when the random share brought it."""
 
     uid: str
     reader: str
     expires: datetime
+    random: bool = False
 
 
 class Worklist:
@@ -56,7 +62,8 @@ class Worklist:
         Args:
             reader: Who asks.
             order: ``entropy`` or ``mutual_information`` (highest first), ``margin`` (smallest
-                first), or ``random`` (a fixed shuffle).
+                first), ``random`` (a fixed shuffle), or one of `BATCH_ORDERS`. Where a random share
+                was asked for, it is mixed into all of them.
             model_version: Only cases ranked by this version count as scored; None for any.
             lease_s: Seconds until the case is free again.
 
@@ -73,13 +80,18 @@ class Worklist:
         with self.database.write() as connection:
             while True:     # a lost race means that another reader won: every turn somebody gets on
                 now = time.time()
-                uid = next((found for queue in queues if (found := connection.execute(
-                    queue.where(*_open_to(reader, now)).limit(1)).scalar()) is not None), None)
-                if uid is None:
+                found = next((row for queue in queues if (row := connection.execute(
+                    queue.where(*_open_to(reader, now)).limit(1)).first()) is not None), None)
+                if found is None:
                     return None
-                lease = self._take(connection, uid, reader, now, lease_s)
-                if lease:
+                lease = self._take(connection, found.uid, reader, now, lease_s)
+                if lease and not found.random:
                     return lease
+                if lease:   # whoever judges the model by these needs them after the next ranking, too
+                    connection.execute(self.database.insert(monitored).values(
+                        uid=lease.uid, model_version=found.model_version, created=now)
+                        .on_conflict_do_nothing())
+                    return replace(lease, random=True)
 
     def lease(self, uid: str, reader: str, *, lease_s: float = LEASE_S) -> Lease:
         """Leases this very case ("give me case X"), also one already read or skipped.
@@ -157,20 +169,28 @@ def _check_lease_s(lease_s: float) -> None:
 
 
 def _queues(order: str, model_version: str | None) -> list[Select[Any]]:
-    """The queries to ask in turn: scored cases by their order, then the others; each walks one index."""
+    """The queries to ask in turn: places, then scored cases by their score, then the others.
+
+    Each gives ``uid, random, model_version`` and walks one index.
+    """
     if order not in ORDERS:
         raise ValueError(f"order: need one of {', '.join(ORDERS)}, got {order[:40]!r}.")
-    present = select(images.c.uid).where(images.c.state == "present")
+    present = (select(images.c.uid, false().label("random"), images.c.ranked_by.label("model_version"))
+               .where(images.c.state == "present"))
     if order == "random":
         return [present.order_by(images.c.shuffle)]
-    score, shuffle = images.c[order], images.c.shuffle
+    placed = (select(images.c.uid, ranks.c.random, ranks.c.model_version)
+              .join(images, images.c.uid == ranks.c.uid)
+              .where(ranks.c.strategy == order, images.c.state == "present").order_by(ranks.c.place))
+    score, shuffle = images.c["entropy" if order in BATCH_ORDERS else order], images.c.shuffle
     best = (score.asc(), shuffle.asc()) if order == "margin" else (score.desc(), shuffle.desc())
     scored = present.where(score.is_not(None)).order_by(*best)
     rest = present.where(score.is_(None)).order_by(images.c.shuffle)
     if model_version is None:
-        return [scored, rest]
+        return [placed, scored, rest]
     other = or_(score.is_(None), images.c.ranked_by != model_version)
-    return [scored.where(images.c.ranked_by == model_version),
+    return [placed.where(ranks.c.model_version == model_version, images.c.ranked_by == model_version),
+            scored.where(images.c.ranked_by == model_version),
             present.where(other).order_by(images.c.shuffle)]
 
 
