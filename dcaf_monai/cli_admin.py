@@ -80,6 +80,8 @@ def serve(
     keyfile: Annotated[Path | None, typer.Option(help="TLS key.")] = None,
     behind_proxy: Annotated[bool, typer.Option(help="A proxy in front of us does TLS.")] = False,
     cors: Annotated[list[str] | None, typer.Option(help="Web origin allowed to call; repeatable.")] = None,
+    random_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the cases handed out that is "
+                                                                   "drawn at random.")] = 0.0,
 ) -> None:
     """Serve images, predictions, the worklist and readers' labels (MONAI Label API)."""
     try:
@@ -89,4 +91,4 @@ def serve(
                          "Say pip install 'dcaf-monai[server]'.") from error
     run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
         token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
-        cutoffs=cutoffs, cors=tuple(cors or ()))
+        cutoffs=cutoffs, cors=tuple(cors or ()), random_share=random_share)

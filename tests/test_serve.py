@@ -57,3 +57,27 @@ def test_cut_offs_of_another_version_are_refused_before_the_start(tmp_path: Path
     cutoffs.write_text(json.dumps({"model_version": "another", "cutoffs": {"pneumonia": 0.5}}))
     with pytest.raises(ValueError, match="cut-offs: need some fitted on model version"):
         serve(tmp_path / "studies", tmp_path / "model.safetensors", cutoffs=cutoffs)
+
+
+def test_a_share_of_the_cases_is_drawn_at_random_and_said_to_be(tmp_path: Path) -> None:
+    studies(tmp_path / "studies", count=4)
+    tiny_model(tmp_path / "model.safetensors")
+    settings = {"studies": str(tmp_path / "studies"), "model": str(tmp_path / "model.safetensors")}
+    drawn = {}
+    for share in (1.0, 0.0):
+        with ServerProcess(settings | {"random_share": share}) as server, server.client() as client:
+            client.post("/scoring/dcaf", params={"run_sync": True}, json={}).raise_for_status()
+            for order in ("entropy", "badge"):
+                case = client.post(f"/activelearning/{order}", json={"reader": f"{order}-{share}"}).json()
+                drawn[order, share] = case["random"]
+    assert drawn == {("entropy", 1.0): True, ("badge", 1.0): True, ("entropy", 0.0): False,
+                     ("badge", 0.0): False}
+
+
+def test_a_share_that_is_none_is_refused_before_the_start(tmp_path: Path) -> None:
+    from dcaf_monai.server.serve import serve
+
+    studies(tmp_path / "studies", count=2)
+    tiny_model(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="random_share: need 0 to 1, got 1.5"):
+        serve(tmp_path / "studies", tmp_path / "model.safetensors", random_share=1.5)

@@ -41,6 +41,7 @@ SETTINGS = {
     "cutoffs": "a site's own cut-offs for the model version in place",
     "device": "cpu or cuda; default cuda where there is one",
     "auto_score": "true (default) or false: predict new images without being asked",
+    "random_share": "share of the cases handed out that is drawn at random, 0 (default) to 1",
 }
 """What ``--conf NAME VALUE`` may say to the application; asgi.py has those of the server."""
 
@@ -79,6 +80,7 @@ class DcafApp(MONAILabelApp):
         self.database = conf.get("database") or os.environ.get("DCAF_DATABASE") or None
         self._data = Path(conf["data"]).resolve() if conf.get("data") else None
         self._auto_score = conf.get("auto_score", "true").lower() != "false"
+        self._random_share = float(conf.get("random_share") or 0)
         self._closing = threading.Event()
         super().__init__(app_dir=app_dir, studies=studies, conf=dict(conf), name="DCAF", version="1.0",
                          description=f"DCAF: {self.task.title}. Research software, not a medical device.",
@@ -113,7 +115,7 @@ class DcafApp(MONAILabelApp):
         return strategies()
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        return {NAME: PoolScoring(self.model.predictor)}
+        return {NAME: PoolScoring(self.model.predictor, random_share=self._random_share)}
 
     def init_batch_infer(self) -> Callable:
         return PredictPool(self.model)

@@ -27,7 +27,7 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
           database: str | None = None, token_file: Path | None = None, certfile: Path | None = None,
           keyfile: Path | None = None, behind_proxy: bool = False, task: str | None = None,
           data: Path | None = None, cutoffs: Path | None = None, cors: tuple[str, ...] = (),
-          auto_score: bool = True) -> None:
+          auto_score: bool = True, random_share: float = 0.0) -> None:
     """Serves until SIGTERM or Ctrl-C; one process, as every request has a thread of its own.
 
     Args:
@@ -45,6 +45,8 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
         cutoffs: A site's own cut-offs, for the version of the model in place.
         cors: Web origins whose pages may call.
         auto_score: Predict new images without being asked.
+        random_share: Share of the cases handed out that is drawn at random, 0 to 1, for monitoring that the
+            queue's choice does not bias.
 
     Raises:
         ValueError: For a setting that cannot work or is not safe, or a port in use.
@@ -60,10 +62,12 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
         raise ValueError("model: need a model file, or --task to label before there is one, got neither.")
     if task is not None:
         task_named(task)
+    if not 0 <= random_share <= 1:
+        raise ValueError(f"random_share: need 0 to 1, got {random_share}.")
     conf = {"model": _absolute(model), "task": _absolute(task) if str(task).endswith(".toml") else task,
             "data": _absolute(data), "cutoffs": _absolute(cutoffs), "token_file": _absolute(token_file),
             "cors": ",".join(cors), "behind_proxy": "true" if behind_proxy else "",
-            "auto_score": str(auto_score).lower()}
+            "auto_score": str(auto_score).lower(), "random_share": str(random_share)}
     with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="dcaf-server-") as private:
         _set_environment(Path(private), studies, {name: text for name, text in conf.items() if text},
                          listener.getsockname()[1], database)
