@@ -139,7 +139,9 @@ def model_card(described: Mapping[str, Any], evaluation: Mapping[str, Any], *, n
     Raises:
         ValueError: When the evaluation is of other models.
     """
-    own = [model for model in evaluation["models"] if model["sha256"] == described["sha256"]]
+    # a file that was only marked since is of the same version
+    own = [model for model in evaluation["models"] if model["sha256"] == described["sha256"]
+           or model["version"] and model["version"] == described["version"]]
     if not own:
         raise ValueError(f"evaluation: need one of model version {described['version']}, got one of "
                          f"{', '.join(model['version'] or 'no version' for model in evaluation['models'])}. "

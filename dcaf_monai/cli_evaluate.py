@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,8 @@ def evaluate(
                                         "none.")] = 100,
     explain: Annotated[bool, typer.Option("--explain/--no-explain",
                                           help="Check the explanations too.")] = True,
+    mark: Annotated[bool, typer.Option("--mark", help="Write into the model files which maps failed the "
+                                       "randomisation test: overlay menus then say so.")] = False,
     gallery: Annotated[bool, typer.Option("--gallery/--no-gallery", help="Show the most uncertain cases in "
                                           "the report: images of the data.")] = True,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the shifts.")] = 0,
@@ -50,14 +53,17 @@ def evaluate(
     from dcaf_monai.cohort import read_cohort
     from dcaf_monai.evaluation_page import GALLERY, write_evaluation
     from dcaf_monai.evaluation_parts import EXPLAINED
+    from dcaf_monai.faithful import failed_kinds
     from dcaf_monai.headline import audit_verdict, labels_of
-    from dcaf_monai.model import load_model
+    from dcaf_monai.model import load_model, save_model
     from dcaf_monai.outside import outside_files
     from dcaf_monai.predict import Predictor
 
     if outside and not report:
         raise ValueError("--outside: need --report FOLDER beside it, got none. The table on the terminal has "
                          "no such pictures.")
+    if mark and not (report and explain):
+        raise ValueError("--mark: need --report and a check of the explanations, got one without.")
     labels = labels_of(models)
     loaded = [load_model(path) for path in models]
     task = loaded[0].task
@@ -81,6 +87,12 @@ def evaluate(
                               notify=notify)
         if report:
             page = write_evaluation(found, report, gallery=GALLERY if gallery else 0)
+    if mark:
+        for path, model, told in zip(models, loaded, found.document["models"], strict=True):
+            failed = failed_kinds(told["explanations"])
+            save_model(replace(model, unfaithful=failed), path)
+            console.print(f"{path}: maps that fail the randomisation test: {', '.join(failed) or 'none'}",
+                          markup=False, soft_wrap=True)
     for name, reason in examined[0].test.refused:
         errors.print(f"{name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     _print_tables(found.document)

@@ -14,7 +14,7 @@ from dcaf_monai import cli_evaluate
 from dcaf_monai.cohort import read_cohort
 from dcaf_monai.evaluate import examine
 from dcaf_monai.headline import audit_verdict, headline, labels_of
-from dcaf_monai.model import save_model
+from dcaf_monai.model import load_model, save_model
 from dcaf_monai.predict import Predictor
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -145,3 +145,27 @@ def test_a_class_the_task_does_not_have_is_refused(flattered):
 def test_models_get_labels_that_differ(tmp_path):
     assert labels_of([Path("a/one.safetensors"), Path("a/two.safetensors")]) == ["one", "two"]
     assert labels_of([Path("a/m.safetensors"), Path("b/m.safetensors")]) == ["a/m", "b/m"]
+
+
+def test_marking_writes_into_the_model_file_which_maps_failed_and_the_card_still_knows_it(
+        one, table, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcaf_monai.evaluation_parts.EXPLAINED", 4)  # images, to be quick
+    path = tmp_path / "m.safetensors"
+    save_model(one.model, path)
+    found = call("evaluate", path, "--data", table, "--report", tmp_path / "r", "--no-gallery",
+                 "--resamples", 20, "--shifts", 0, "--mark")
+    assert found.exit_code == 0, found.output
+    told = json.loads((tmp_path / "r/evaluation.json").read_text())["models"][0]["explanations"]["kinds"]
+    failed = tuple(kind for kind, each in told.items() if not each["passes"])
+    marked = load_model(path)
+    assert marked.unfaithful == failed and marked.version == one.model.version
+    (tmp_path / "notes.toml").write_text('data = "Films."\nlicence = "None."\nfaults = ["Drawn."]\n')
+    carded = call("card", path, "--evaluation", tmp_path / "r/evaluation.json", "--data-notes",
+                  tmp_path / "notes.toml", "--out", tmp_path / "card.md")
+    assert carded.exit_code == 0 and "Drawn." in (tmp_path / "card.md").read_text()
+
+
+def test_marking_without_a_check_of_the_explanations_is_refused(one, table, tmp_path):
+    save_model(one.model, tmp_path / "m.safetensors")
+    refused = call("evaluate", tmp_path / "m.safetensors", "--data", table, "--mark")
+    assert isinstance(refused.exception, ValueError) and "--mark: need --report" in str(refused.exception)

@@ -32,6 +32,7 @@ def test_a_session_tells_all_a_client_has_to_know(client: httpx.Client) -> None:
     assert told["model"] == {"name": "tiny", "version": described["version"],
                              "sha256": described["sha256"], "task": TASK.name}
     assert told["maps"][0] == "class_activation" and "gate" in told["maps"]
+    assert told["unfaithful"] == []
     assert told["orders"][0] == "entropy" and told["total"] == len(images(client))
     assert told["statuses"][0] == "all" and told["training"]["state"] == "idle"
     assert client.get("/dcaf/session").json()["reader"] is None
