@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
+
+from dcaf_monai.terminal import console
 
 models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
 token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
 
-console = Console()
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The published .safetensors file.")]
 

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from dcaf_monai.terminal import console, errors
 
 if TYPE_CHECKING:
     from dcaf_monai.audit import Audit
     from dcaf_monai.model import Model
 
-console = Console()
-errors = Console(stderr=True)
 
 _STYLES = {"pass": "green", "look": "yellow", "alarm": "bold red"}
 

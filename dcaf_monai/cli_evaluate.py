@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console()
-errors = Console(stderr=True)
+from dcaf_monai.terminal import console, errors
+
 SHOWN = ("auroc", "aupr", "accuracy", "nll", "ece")
 """Figures of the table on the terminal."""
 

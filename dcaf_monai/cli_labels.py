@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+
+from dcaf_monai.terminal import console, errors, parse_weights, progress_bars
 
 if TYPE_CHECKING:
     from dcaf_monai.cohort import Cohort
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from dcaf_monai.predict import Prediction
     from dcaf_monai.transforms import Preprocessing
 
-console = Console()
-errors = Console(stderr=True)
 
 Backbones = Annotated[str, typer.Option(help="Two timm names.")]
 Weights = Annotated[str, typer.Option(help="pretrained (timm's), none, or two local files FIRST,SECOND.")]
@@ -55,7 +53,7 @@ def suspects(
     cohort = read_cohort(data, task_named(task), seed=seed)
     network, preprocessing, taught = _trunks(model, cohort, backbones, weights, size)
     folder = cache or out.parent / f"{out.stem}.cache"
-    with _bar() as bar:
+    with progress_bars() as bar:
         work = bar.add_task("vectors", total=None)
         vectors = pooled_trunk_features(
             cohort, network, preprocessing=preprocessing, cache=folder,
@@ -103,7 +101,7 @@ def progress(
         frozen = work_folder(model) / "data-split.csv"
         cohort = read_cohort(data, Task.model_validate(described["task"]),
                              frozen=frozen if frozen.exists() else None)
-        with _bar() as bar:
+        with progress_bars() as bar:
             work = bar.add_task("measure", total=None)
             measured = measure_rounds(model, cohort, notify=lambda done, total: bar.update(
                 work, completed=done, total=total))
@@ -153,7 +151,7 @@ def medmnist(
     file = npz or fetch_npz(collection, size=size, folder=folder)
     cohort = cohort_from_npz(file, task_of(known), folder=folder / "images")
     _tell(cohort.notices)
-    with _bar() as bar:
+    with progress_bars() as bar:
         stages: dict[str, Any] = {}
 
         def tell(stage: str, done: int, total: int, note: str = "") -> None:
@@ -162,7 +160,7 @@ def medmnist(
             bar.update(stages[stage], completed=done, total=total)
 
         result = fit(cohort, out=out, mode="full" if mode == "full" else "frozen",
-                     backbones=_two(backbones, "--backbones", "timm names"), weights=_weights(weights),
+                     backbones=_two(backbones, "--backbones", "timm names"), weights=parse_weights(weights),
                      shape={"width": width, "fused": fused}, preprocessing=Preprocessing(size=max(size, 64)),
                      epochs=epochs, batch_size=batch_size, seed=seed, device=device, progress=tell)
     _say(result.verdict.reason)
@@ -185,7 +183,7 @@ def _trunks(model: Path | None, cohort: Cohort, backbones: str, weights: str, si
     from dcaf_monai.transforms import Preprocessing
 
     if model is None:
-        network = DualCrossAttentionFusion(len(cohort.task.classes), weights=_weights(weights),
+        network = DualCrossAttentionFusion(len(cohort.task.classes), weights=parse_weights(weights),
                                            backbones=_two(backbones, "--backbones", "timm names")).eval()
         return network, Preprocessing(size=size), []
     loaded = load_model(model)
@@ -255,13 +253,6 @@ def _two(text: str, option: str, what: str) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _weights(text: str) -> str | tuple[Path, Path]:
-    if text in ("pretrained", "none"):
-        return text
-    first, second = _two(text, "--weights", "files, or pretrained, or none:")
-    return Path(first), Path(second)
-
-
 def _tell(notices: Sequence[Notice]) -> None:
     for notice in notices:
         errors.print(notice.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -269,8 +260,3 @@ def _tell(notices: Sequence[Notice]) -> None:
 
 def _say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _bar() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    console=errors)

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-console = Console()
-errors = Console(stderr=True)
+from dcaf_monai.terminal import console, errors, parse_backbones, parse_weights
 
 
 def simulate(
@@ -93,28 +91,14 @@ def _vectors(data: Path, *, task: str | None, model: Path | None, backbones: str
                                          cache=cache, device=device,
                                          progress=lambda done, total: _tell("vectors", done, total))
         torch.manual_seed(0)  # random weights, too, are the same whenever the command goes on
-        network = DualCrossAttentionFusion(len(question.classes), backbones=_pair(backbones, "--backbones"),
-                                           weights=_weights(weights))
+        network = DualCrossAttentionFusion(len(question.classes), backbones=parse_backbones(backbones),
+                                           weights=parse_weights(weights))
         return pooled_trunk_features(cohort, network, preprocessing=Preprocessing(size=size), cache=cache,
                                      device=device,
                                      progress=lambda done, total: _tell("vectors", done, total))
     except CacheError as error:
         errors.print(f"dcaf: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    parts = text.split(",")
-    if len(parts) != 2:
-        raise ValueError(f"{option}: need two names FIRST,SECOND, got {text!r}.")
-    return parts[0], parts[1]
-
-
-def _weights(text: str) -> str | tuple[Path, Path]:
-    if text in ("pretrained", "none"):
-        return text
-    first, second = _pair(text, "--weights")
-    return Path(first), Path(second)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

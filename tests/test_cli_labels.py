@@ -114,7 +114,7 @@ def test_a_mistake_is_one_clear_sentence(arguments, message):
 
 @pytest.mark.parametrize(("option", "message"), [
     (["--backbones", "one"], "--backbones: need two timm names"),
-    (["--weights", "one"], "--weights: need two")])
+    (["--weights", "one"], "--weights: need pretrained, none, or two files")])
 def test_trunks_that_are_no_pair_are_refused(option, message, films, tmp_path):
     with pytest.raises(ValueError, match=message):
         dcaf("suspects", "--data", films, "--task", "pneumonia", "--out", tmp_path / "s.csv", *SMALL, *option)

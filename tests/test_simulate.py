@@ -344,7 +344,7 @@ def test_the_command_replays_reports_and_goes_on(cohort, tmp_path):
     assert CliRunner().invoke(app, [*asked, "--judge", "val"], catch_exceptions=False).exit_code == 0
     assert (tmp_path / "report/runs.jsonl").read_bytes() == runs
     for wrong, message in ((["--batch-size", "1,x"], "--batch-size: need whole numbers"),
-                           (["--weights", "a"], "--weights: need two names"),
+                           (["--weights", "a"], "--weights: need pretrained, none, or two files"),
                            (["--strategies", "newest"], "strategies: need some of"),
                            (["--judge", "train"], "judge: need")):
         with pytest.raises(ValueError, match=message):

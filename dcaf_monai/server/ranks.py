@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sqlalchemy import Row, and_, delete, select, text
 
-from dcaf_monai import acquire
 from dcaf_monai.server.database import Database, evidence, images, predictions, ranks
 from dcaf_monai.server.worklist import BATCH_ORDERS
 
@@ -46,14 +44,20 @@ class Ranks:
             ValueError: For a share outside [0, 1].
             StoreError: When the database fails.
         """
+        # Here, for they bring torch and scikit-learn: a process that opens a store need not wait for them.
+        import torch
+
+        from dcaf_monai import acquire
+
         if not 0 <= random_share <= 1:
             raise ValueError(f"random_share: need 0 to 1, got {random_share}.")
         unread = self._evidence(model_version, read=False, limit=POOL)
         orders = {name: name for name in BATCH_ORDERS} | (SCORES if random_share else {})
         found: list[dict[str, Any]] = []
         if unread:
+            sampled = torch.from_numpy(_numbers(unread, "sampled")).unflatten(1, (unread[0].samples, -1))
             pool = acquire.Pool(
-                _numbers(unread, "pooled"), _logits(unread), temperature=temperature,
+                _numbers(unread, "pooled"), sampled.transpose(0, 1), temperature=temperature,
                 labelled=_numbers(self._evidence(model_version, read=True, limit=LABELLED), "pooled",
                                   units=len(unread[0].pooled) // 2))
             seed = int.from_bytes(hashlib.sha256(model_version.encode()).digest()[:4], "big")
@@ -89,9 +93,3 @@ def _numbers(rows: Sequence[Row], name: str, *, units: int = 0) -> np.ndarray:
     if not rows:
         return np.empty((0, units), np.float32)
     return np.stack([np.frombuffer(getattr(row, name), "<f2") for row in rows]).astype(np.float32)
-
-
-def _logits(rows: Sequence[Row]) -> torch.Tensor:
-    """``(samples, cases, classes)``."""
-    joined = torch.from_numpy(_numbers(rows, "sampled"))
-    return joined.unflatten(1, (rows[0].samples, -1)).transpose(0, 1)
