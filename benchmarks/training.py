@@ -28,7 +28,7 @@ from dcaf_monai.tasks import TASKS
 from dcaf_monai.train import FROZEN_POOL
 from dcaf_monai.transforms import training_augmentation
 
-SIDE, TRAINING, VALIDATION, BATCH, ROUNDS = 224, 64, 16, 16, 3
+SIDE, TRAINING, VALIDATION, BATCH, ROUNDS = 224, 192, 48, 32, 2
 GOAL = "<= 1/50"
 
 

@@ -226,7 +226,7 @@ class Loop:
         loader = DataLoader(self.training, sampler=sampler, batch_size=None, num_workers=self.workers,
                             pin_memory=self.device.type == "cuda")
         adjustment = sampler.adjustment.to(self.device)
-        optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.weight_decay, fused=True)
         steps = recipe.epochs * len(sampler)
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps, recipe.warmup))
         average = RunningAverage(self.network, recipe.ema)
