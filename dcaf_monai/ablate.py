@@ -69,11 +69,13 @@ class Run:
         model: As its file holds it.
         val: Sampled logits ``(samples, cases, classes)`` of the validation split.
         test: Of the test split.
+        pooled: Pooled vectors of both splits; empty where the logits are of several networks.
     """
 
     model: Model
     val: torch.Tensor
     test: torch.Tensor
+    pooled: tuple[torch.Tensor, ...] = ()
 
 
 def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, str],
@@ -132,7 +134,7 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
                 table = _tabled(cohort, model, cache, preprocessing, resamples, progress)
             runs[name].append(table.run(model))
             if name == "dcaf":
-                for way, found in table.ways(model, seed).items():
+                for way, found in table.ways(runs[name][-1], seed).items():
                     ways[way].append(found)
     assert table is not None
     if {"first_only", "second_only"} <= set(variants):
@@ -167,9 +169,10 @@ class _Table:
 
     def run(self, model: Model) -> Run:
         network = model.network
-        val, test = (pooled_vectors(network, self.source, split.cases) for split in (self.val, self.test))
-        return Run(model, *(rivals.head_dropout_logits(network.head, pooled, samples=model.samples,
-                                                       seed=model.seed) for pooled in (val, test)))
+        both = tuple(pooled_vectors(network, self.source, split.cases) for split in (self.val, self.test))
+        val, test = (rivals.head_dropout_logits(network.head, pooled, samples=model.samples, seed=model.seed)
+                     for pooled in both)
+        return Run(model, val, test, both)
 
     def probs(self, run: Run, seed: int) -> np.ndarray:
         """Test probabilities at the temperature of the half of validation that fits it."""
@@ -194,24 +197,22 @@ class _Table:
         return {kind: metrics.interval(np.mean([a[kind] - b[kind] for a, b in zip(ours, others, strict=True)],
                                                axis=0), patients) for kind in SHOWN}
 
-    def ways(self, model: Model, seed: int) -> dict[str, dict[str, Any]]:
+    def ways(self, run: Run, seed: int) -> dict[str, dict[str, Any]]:
         """Figures of every way of being unsure, on the features of one trained network."""
+        model, (val, test) = run.model, run.pooled
         network, head = model.network, model.network.head
-        train, val, test = (pooled_vectors(network, self.source, split.cases)
-                            for split in (self.train, self.val, self.test))
+        train = pooled_vectors(network, self.source, self.train.cases)
         labels = torch.from_numpy(self.train.labels), torch.from_numpy(self.val.labels)
         laplace = rivals.fit_laplace(head, train, labels[0])
         plain = rivals.softmax_logits(head, val), rivals.softmax_logits(head, test)
-        dropped = tuple(rivals.head_dropout_logits(head, pooled, samples=model.samples, seed=model.seed)
-                        for pooled in (val, test))
         full = tuple(rivals.full_dropout_logits(network, self.source, split.cases, samples=FULL_SAMPLES,
                                                 seed=model.seed) for split in (self.val, self.test))
         ensemble = rivals.head_ensemble_logits(head, (train, labels[0]), (val, labels[1]), (val, test),
                                                seed=seed)
         found: dict[str, tuple[torch.Tensor, torch.Tensor, bool]] = {
             "softmax": (*plain, False), "softmax_temperature": (*plain, True),
-            "head_dropout": (dropped[0], dropped[1], False),
-            "head_dropout_temperature": (dropped[0], dropped[1], True),
+            "head_dropout": (run.val, run.test, False),
+            "head_dropout_temperature": (run.val, run.test, True),
             "full_dropout_temperature": (full[0], full[1], True),
             "laplace_temperature": (laplace.logits(val), laplace.logits(test), True),
             "head_ensemble_temperature": (ensemble[0], ensemble[1], True)}

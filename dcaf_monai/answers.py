@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dcaf_monai.cohort import Case
-from dcaf_monai.image import Image, ImageError, Placement
+from dcaf_monai.image import ImageError
 from dcaf_monai.predict import Prediction, Predictor
 from dcaf_monai.tasks import Task
 from dcaf_monai.uncertainty import summarize
@@ -135,13 +135,6 @@ def answer_files(predictor: Predictor, files: Sequence[File], *, progress: Progr
     """
     return _answers(predictor, files, labels=[-1] * len(files), groups=[str(path) for _, path, _ in files],
                     progress=progress)
-
-
-def answer_inputs(predictor: Predictor,
-                  placed: Sequence[tuple[Image, torch.Tensor, Placement]]) -> Iterator[Prediction]:
-    """Predictions of network inputs made elsewhere, each with its picture and place; in batches."""
-    for start in range(0, len(placed), predictor.batch_size):
-        yield from predictor._batch(placed[start:start + predictor.batch_size], (), None)
 
 
 def gathered(predictions: Iterable[Prediction], predictor: Predictor) -> Answers:

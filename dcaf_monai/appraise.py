@@ -36,13 +36,18 @@ def pooled_vectors(network: DualCrossAttentionFusion, source: Source, cases: np.
 
 
 @torch.no_grad()
-def sampled_logits(network: DualCrossAttentionFusion, source: Source, cases: np.ndarray, *, samples: int,
+def sampled_logits(network: DualCrossAttentionFusion, pooled: torch.Tensor, *, samples: int,
                    seed: int) -> torch.Tensor:
-    """Logits ``(samples, cases, classes)`` on the CPU, under the masks a model of these settings has."""
+    """Logits ``(samples, cases, classes)`` on the CPU, under the masks a model of these settings has.
+
+    Args:
+        network: Whose head.
+        pooled: ``(cases, 2 * fused)``, from `pooled_vectors`.
+        samples: Number of masks.
+        seed: Of the masks.
+    """
     masks = dropout_masks(network.head, samples=samples, seed=seed)
-    parts = [sample_logits(network.head, network.fuse(source(cases[start:start + BATCH])).pooled, masks)
-             for start in range(0, len(cases), BATCH)]
-    return torch.cat(parts, dim=1).cpu()
+    return torch.cat([sample_logits(network.head, part, masks) for part in pooled.split(BATCH)], dim=1).cpu()
 
 
 def heat_scales(network: DualCrossAttentionFusion, source: Source, cases: np.ndarray, *,

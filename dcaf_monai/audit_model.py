@@ -76,7 +76,6 @@ class Eyes:
         """Vectors of inputs ``(batch, 1, size, size)``, and how many of their numbers are the trunks'."""
         with torch.no_grad():
             features = self.network.trunks(inputs.to(self.device))
-            maps = (features.first_8, features.first_16, features.second_8, features.second_16)
-            trunks = torch.cat([one.mean((2, 3)) for one in maps], 1)
+            trunks = features.averaged()
             fused = self.network.fuse(features).pooled
         return torch.cat([trunks, fused], 1).float().cpu().numpy(), trunks.shape[1]

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dcaf_monai.cohort import SPLITS, SUFFIXES, patient_in_name, read_cohort
+from dcaf_monai.cohort import SPLITS, SUFFIXES, patient_in_name, read_cohort, read_table
 from dcaf_monai.fingerprint import Fingerprint
 from dcaf_monai.image import ImageError
 from dcaf_monai.tasks import Task, task_named
@@ -122,15 +121,7 @@ def _folder_rows(folder: Path, task: str) -> list[Row]:
 
 def _table_rows(table: Path, tasks: Sequence[str] | None) -> list[Row]:
     only = tasks[0] if tasks and len(tasks) == 1 else ""  # the task of a table that names none
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
-            columns, records = reader.fieldnames or [], list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table.name}: need a CSV table in UTF-8, got something else.") from error
-    if not {"file", "label"} <= set(columns):
-        raise ValueError(f"{table.name}: need the columns file and label, got "
-                         f"{', '.join(columns) or 'none'}.")
+    _, records = read_table(table)
     rows = []
     for number, record in enumerate(records, start=2):
         values = {name: (value or "").strip() for name, value in record.items() if isinstance(value, str)}

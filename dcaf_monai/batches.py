@@ -53,7 +53,7 @@ class OnFeatures(Dataset):
         """The four maps of `Features` and labels ``(batch,)``."""
         cases = self.cases[batch[1]]
         maps = self.cached.features(cases)
-        return ((maps.first_8, maps.first_16, maps.second_8, maps.second_16),
+        return (maps.maps,
                 torch.from_numpy(self.labels[cases]))
 
 

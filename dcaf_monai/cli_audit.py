@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from dcaf_monai.terminal import console, errors
+from dcaf_monai.terminal import console, parse_backbones, progress_bars, teller
 
 if TYPE_CHECKING:
     from dcaf_monai.audit import Audit
@@ -55,13 +53,11 @@ def audit(
         raise ValueError("--weights: need a model or trunk weights, got both. Leave one out.")
     eyes = load_model(model) if model else _trunks(weights, backbones) if weights else None
     tasks = [task_from_toml(Path(name)) if name.endswith(".toml") else name for name in task or ()]
-    with tempfile.TemporaryDirectory() as spare, Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=errors) as bar:
+    with tempfile.TemporaryDirectory() as spare, progress_bars() as bar:
         kept = cache or (report / "cache" if report else Path(spare))
         try:
             found = audit_cohort(data, tasks or None, cache=kept, model=eyes, seed=seed,
-                                 progress=_teller(bar))
+                                 progress=teller(bar))
         except CacheError as error:
             raise ValueError(str(error)) from error
     _show(found)
@@ -80,32 +76,12 @@ def _trunks(weights: str, backbones: str) -> Model:
     from dcaf_monai.tasks import TASKS
     from dcaf_monai.transforms import Preprocessing
 
-    files, names = weights.split(","), backbones.split(",")
+    files = weights.split(",")
     if weights != "pretrained" and len(files) != 2:
         raise ValueError(f"--weights: need pretrained, or two files FIRST,SECOND, got {weights!r}.")
-    if len(names) != 2:
-        raise ValueError(f"--backbones: need two timm names FIRST,SECOND, got {backbones!r}.")
-    network = DualCrossAttentionFusion(2, backbones=(names[0], names[1]), weights="pretrained"
+    network = DualCrossAttentionFusion(2, backbones=parse_backbones(backbones), weights="pretrained"
                                        if weights == "pretrained" else (Path(files[0]), Path(files[1])))
     return Model(network=network.eval(), task=TASKS["pneumonia"], preprocessing=Preprocessing())
-
-
-def _teller(bar: Progress) -> Callable[[str, int, int], None]:
-    """Bars on a terminal, a line each tenth of a stage elsewhere."""
-    bars: dict[str, TaskID] = {}
-    told: dict[str, int] = {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        tenth = done * 10 // max(total, 1)
-        if errors.is_terminal:
-            if stage not in bars:
-                bars[stage] = bar.add_task(stage, total=total)
-            bar.update(bars[stage], completed=done, total=total)
-        elif told.get(stage) != tenth:
-            told[stage] = tenth
-            errors.print(f"{stage} {done}/{total}", markup=False, highlight=False, soft_wrap=True)
-
-    return tell
 
 
 def _show(found: Audit) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dcaf_monai.terminal import console, errors
+from dcaf_monai.terminal import console, errors, fail, progress_bars, teller
 
 SHOWN = ("auroc", "aupr", "accuracy", "nll", "ece")
 """Figures of the table on the terminal."""
@@ -78,7 +76,8 @@ def evaluate(
     settings = work.Settings(split=split, prevalence=shares, resamples=resamples, seed=seed,
                              shift_images=shifts if report else 0,
                              explain=EXPLAINED if report and explain else 0)
-    with _telling() as notify:
+    with progress_bars() as bar:
+        notify = teller(bar)
         examined = [work.examine(Predictor(model, device=device), cohort, label=label, split=split,
                                  validation=report is not None, notify=notify)
                     for model, label in zip(loaded, labels, strict=True)]
@@ -101,13 +100,10 @@ def evaluate(
         console.print(f"Report: {page}", markup=False, soft_wrap=True)
     withheld = found.document["headline"]["withheld"]
     if withheld:
-        errors.print(f"dcaf: {withheld}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1)
+        fail(withheld, 1)
     unreadable = found.document["data"]["unreadable"]
     if unreadable:
-        errors.print(f"dcaf: {unreadable} of {len(found.cases)} images could not be read.", style="red",
-                     markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2)
+        fail(f"{unreadable} of {len(found.cases)} images could not be read.", 2)
 
 
 def card(
@@ -190,24 +186,3 @@ def _short(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"split": split, "models": [{"label": model["label"], "model": model["version"],
                                         **model["discrimination"]} for model in models],
             "comparisons": document["comparisons"], "seeds": document["seeds"]}
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[str, int, int], None]]:
-    """``notify(what, done, total)`` as bars on a terminal, as lines elsewhere."""
-    bars: dict[str, Any] = {}
-    told: dict[str, int] = {}
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  console=errors) as progress:
-        def notify(what: str, done: int, total: int) -> None:
-            if not errors.is_terminal:
-                tenth = done * 10 // max(total, 1)
-                if told.get(what) != tenth:
-                    told[what] = tenth
-                    errors.print(f"{what} {done}/{total}", markup=False, highlight=False, soft_wrap=True)
-                return
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done, total=total)
-
-        yield notify

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from dcaf_monai.terminal import console, errors, parse_weights, progress_bars
+from dcaf_monai.terminal import console, parse_backbones, parse_weights, progress_bars, teller, warn
 
 if TYPE_CHECKING:
     from dcaf_monai.cohort import Cohort
@@ -54,10 +54,10 @@ def suspects(
     network, preprocessing, taught = _trunks(model, cohort, backbones, weights, size)
     folder = cache or out.parent / f"{out.stem}.cache"
     with progress_bars() as bar:
-        work = bar.add_task("vectors", total=None)
+        tell = teller(bar)
         vectors = pooled_trunk_features(
             cohort, network, preprocessing=preprocessing, cache=folder,
-            progress=lambda done, total: bar.update(work, completed=done, total=total))
+            progress=lambda done, total: tell("vectors", done, total))
     _tell([*vectors.notices, *taught])
     cases = input_cache(cohort.cases, preprocessing, folder).cases
     answers = out_of_fold(vectors.values, vectors.labels, vectors.groups, folds=folds, seed=seed)
@@ -102,9 +102,9 @@ def progress(
         cohort = read_cohort(data, Task.model_validate(described["task"]),
                              frozen=frozen if frozen.exists() else None)
         with progress_bars() as bar:
-            work = bar.add_task("measure", total=None)
-            measured = measure_rounds(model, cohort, notify=lambda done, total: bar.update(
-                work, completed=done, total=total))
+            tell = teller(bar)
+            measured = measure_rounds(model, cohort,
+                                      notify=lambda done, total: tell("measure", done, total))
         _say(f"{measured} rounds were measured on {len(cohort.split('val'))} validation images.")
     found = judge_progress(rounds(model), margin=margin)
     table = Table("training labels", "version", "published", "validation NLL", "AUROC")
@@ -152,17 +152,10 @@ def medmnist(
     cohort = cohort_from_npz(file, task_of(known), folder=folder / "images")
     _tell(cohort.notices)
     with progress_bars() as bar:
-        stages: dict[str, Any] = {}
-
-        def tell(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage not in stages:
-                stages[stage] = bar.add_task(stage, total=total)
-            bar.update(stages[stage], completed=done, total=total)
-
         result = fit(cohort, out=out, mode="full" if mode == "full" else "frozen",
-                     backbones=_two(backbones, "--backbones", "timm names"), weights=parse_weights(weights),
+                     backbones=parse_backbones(backbones), weights=parse_weights(weights),
                      shape={"width": width, "fused": fused}, preprocessing=Preprocessing(size=max(size, 64)),
-                     epochs=epochs, batch_size=batch_size, seed=seed, device=device, progress=tell)
+                     epochs=epochs, batch_size=batch_size, seed=seed, device=device, progress=teller(bar))
     _say(result.verdict.reason)
     # the published model answers, whether this training made it or an earlier one that was better
     figures = _tested(load_model(out), cohort)
@@ -184,7 +177,7 @@ def _trunks(model: Path | None, cohort: Cohort, backbones: str, weights: str, si
 
     if model is None:
         network = DualCrossAttentionFusion(len(cohort.task.classes), weights=parse_weights(weights),
-                                           backbones=_two(backbones, "--backbones", "timm names")).eval()
+                                           backbones=parse_backbones(backbones)).eval()
         return network, Preprocessing(size=size), []
     loaded = load_model(model)
     taught = [] if loaded.provenance.get("mode") == "frozen" else [Notice(
@@ -246,16 +239,9 @@ def _figure(value: float | None, low: float | None, high: float | None) -> str:
     return f"{value:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
-def _two(text: str, option: str, what: str) -> tuple[str, str]:
-    parts = text.split(",")
-    if len(parts) != 2:
-        raise ValueError(f"{option}: need two {what} FIRST,SECOND, got {text!r}.")
-    return parts[0], parts[1]
-
-
 def _tell(notices: Sequence[Notice]) -> None:
     for notice in notices:
-        errors.print(notice.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        warn(notice.message)
 
 
 def _say(text: str) -> None:

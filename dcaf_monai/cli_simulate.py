@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dcaf_monai.terminal import console, errors, parse_backbones, parse_weights
+from dcaf_monai.terminal import (
+    console,
+    fail,
+    parse_backbones,
+    parse_weights,
+    progress_bars,
+    teller,
+    warn,
+)
 
 
 def simulate(
@@ -61,8 +69,9 @@ def simulate(
     vectors = _vectors(data, task=task, model=model, backbones=backbones, weights=weights, size=size,
                        cache=cache or report / "cache", device=device)
     for notice in vectors.notices:
-        errors.print(notice.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    found = replay(vectors, plan, runs=report / "runs.jsonl", progress=_tell)
+        warn(notice.message)
+    with progress_bars() as bar:
+        found = replay(vectors, plan, runs=report / "runs.jsonl", progress=teller(bar))
     document = write_report(found, report, notices=vectors.notices)
     _show(document)
     console.print(f"Curves: {report / 'simulation.png'}", markup=False, highlight=False, soft_wrap=True)
@@ -86,19 +95,22 @@ def _vectors(data: Path, *, task: str | None, model: Path | None, backbones: str
     question = trained.task if trained else task_named(task or "")
     cohort = read_cohort(data, question, frozen=cache / "data-split.csv")
     try:
-        if trained:
-            return pooled_model_features(cohort, trained.network, preprocessing=trained.preprocessing,
-                                         cache=cache, device=device,
-                                         progress=lambda done, total: _tell("vectors", done, total))
-        torch.manual_seed(0)  # random weights, too, are the same whenever the command goes on
-        network = DualCrossAttentionFusion(len(question.classes), backbones=parse_backbones(backbones),
-                                           weights=parse_weights(weights))
-        return pooled_trunk_features(cohort, network, preprocessing=Preprocessing(size=size), cache=cache,
-                                     device=device,
-                                     progress=lambda done, total: _tell("vectors", done, total))
+        with progress_bars() as bar:
+            tell = teller(bar)
+
+            def seen(done: int, total: int) -> None:
+                tell("vectors", done, total)
+
+            if trained:
+                return pooled_model_features(cohort, trained.network, preprocessing=trained.preprocessing,
+                                             cache=cache, device=device, progress=seen)
+            torch.manual_seed(0)  # random weights, too, are the same whenever the command goes on
+            network = DualCrossAttentionFusion(len(question.classes), backbones=parse_backbones(backbones),
+                                               weights=parse_weights(weights))
+            return pooled_trunk_features(cohort, network, preprocessing=Preprocessing(size=size),
+                                         cache=cache, device=device, progress=seen)
     except CacheError as error:
-        errors.print(f"dcaf: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        fail(str(error), 1)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -106,12 +118,6 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"--batch-size: need whole numbers, comma-separated, got {text!r}.")
     return tuple(int(part) for part in parts)
-
-
-def _tell(stage: str, done: int, total: int, note: str = "") -> None:
-    """A line each time a tenth more is done, or what is done changes its name."""
-    if note or done == total or done * 10 // max(total, 1) != (done - 1) * 10 // max(total, 1):
-        errors.print(f"{stage} {done}/{total} {note}".rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dcaf_monai.dicom import read_header, sop_instance_uid
-from dcaf_monai.image import ImageError, Notice
+from dcaf_monai.image import ImageError, Notice, patient_digest
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
 SPLITS = ("train", "val", "test")
@@ -228,7 +228,12 @@ def _is_dicom(file: Path) -> bool:
         return opened.read(132)[128:] == b"DICM"
 
 
-def _table_rows(table: Path, task: Task) -> list[_Row]:
+def read_table(table: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV table of images.
+
+    Raises:
+        ValueError: When it is no CSV in UTF-8, or lacks the columns ``file`` and ``label``.
+    """
     try:
         with table.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened)
@@ -238,6 +243,11 @@ def _table_rows(table: Path, task: Task) -> list[_Row]:
     if not {"file", "label"} <= set(columns):
         raise ValueError(f"{table.name}: need the columns file and label, got "
                          f"{', '.join(columns) or 'none'}.")
+    return columns, records
+
+
+def _table_rows(table: Path, task: Task) -> list[_Row]:
+    columns, records = read_table(table)
     rows = []
     for number, record in enumerate(records, start=2):
         if "task" in columns and record["task"] != task.name:
@@ -309,14 +319,11 @@ def patient_in_name(stem: str, task_name: str) -> str:
 
 
 def _with_group(row: _Row, dicom: bool, task_name: str, ways: Counter[str]) -> _Row:
-    patient = _patient(row.path) if dicom else ""
-    if patient:
-        ways["patient"] += 1
-        return replace(row, group=f"patient-{patient}")
-    number = patient_in_name(row.path.stem, task_name)
-    if number:
-        ways["name"] += 1
-        return replace(row, group=f"name-{number}")
+    for way, patient in (("patient", _patient(row.path) if dicom else ""),
+                         ("name", patient_in_name(row.path.stem, task_name))):
+        if patient:
+            ways[way] += 1
+            return replace(row, group=f"{way}-{patient}")
     ways["file"] += 1  # by content, so that exact copies stay together whatever their names
     return replace(row, group=f"file-{hashlib.sha256(row.path.read_bytes()).hexdigest()[:16]}")
 
@@ -331,12 +338,9 @@ def _under_base_groups(rows: Sequence[_Row], base: Cohort) -> list[_Row]:
 def _patient(path: Path) -> str:
     """Digest of the DICOM Patient ID, empty without one: the same patient, the same word, no name."""
     try:
-        patient = str(read_header(path, last=0x00100020).get("PatientID", "") or "").strip()
+        return patient_digest(read_header(path, last=0x00100020))
     except ImageError:
         return ""  # unreadable: training reports it
-    if not patient:
-        return ""
-    return hashlib.blake2b(patient.encode(), digest_size=8, person=b"dcaf-patient").hexdigest()
 
 
 def _draw(rows: Sequence[_Row], task: Task, seed: int) -> dict[str, str]:

@@ -115,8 +115,8 @@ def evaluate(examined: Sequence[Examined], cohort: Cohort, *, settings: Settings
         own = one.model.conformal or fitted.get(SHOWN)
         if own is not None:
             shown[one.label] = own
-        found["drift_reference"] = drift_reference(one)[1]
-        found["outside"] = outside_table(one, cases, settings, outside or {}, notify)
+        reference, found["drift_reference"] = drift_reference(one)
+        found["outside"] = outside_table(one, cases, settings, outside or {}, reference, notify)
         found["explanations"] = None
         if settings.explain:
             checked[one.label] = explained(one, cases, settings, notify)

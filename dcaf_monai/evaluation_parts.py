@@ -6,7 +6,7 @@ calibration half of the validation split, and no patient may have two of the thr
 
 from __future__ import annotations
 
-import sys
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from dcaf_monai.model import Model
 from dcaf_monai.outside import MOST_IMAGES, SEVERITIES, outside_row, shifted_answers, spaced, warned_share
 from dcaf_monai.pointing import phantom_lesions
 from dcaf_monai.predict import Predictor
+from dcaf_monai.processes import peak_memory_mib
 from dcaf_monai.selective import selective
 from dcaf_monai.shifts import SHIFTS
 from dcaf_monai.transforms import read_input
@@ -98,6 +99,9 @@ def told(notify: Notify | None, label: str, what: str) -> Callable[[int, int], N
 def own_figures(one: Examined, settings: Settings) -> dict[str, Any]:
     """What the answers alone say: discrimination, calibration, selective prediction, cost; and the model."""
     test, model = one.test, one.model
+    discrimination = metrics.report(
+        test.probs, test.labels, test.groups, test.classes, cutoffs=one.predictor.cutoffs,
+        prevalence=settings.prevalence, **settings.draws)
     return {
         "label": one.label, "name": model.name, "version": model.version, "sha256": model.sha256,
         "network": model.network.config.model_dump(mode="json"),
@@ -105,22 +109,25 @@ def own_figures(one: Examined, settings: Settings) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "samples": model.samples, "masks_seed": model.seed, "temperature": model.temperature,
         "provenance": dict(model.provenance),
-        "discrimination": metrics.report(
-            test.probs, test.labels, test.groups, test.classes, cutoffs=one.predictor.cutoffs,
-            prevalence=settings.prevalence, **settings.draws),
-        "calibration": _calibration(test, settings),
+        "discrimination": discrimination, "calibration": _calibration(test, discrimination, settings),
         "selective": selective(test.labels, test.predicted, test.doubt, test.groups, **settings.draws),
         "warned": warned_share(test), "cost": cost(one)}
 
 
-def _calibration(test: Answers, settings: Settings) -> dict[str, Any]:
-    """Proper scores and calibration errors before and after the temperature, and without dropout."""
-    ways = {"before": test.uncalibrated, "after": test.probs, "without_dropout": test.plain}
-    found: dict[str, Any] = {}
-    for way, probs in ways.items():
-        told = metrics.report(probs, test.labels, test.groups, test.classes, **settings.draws)
-        found[way] = {name: told[name] for name in (*CALIBRATION, "accuracy", "auroc")}
-    return {**found, "diagrams": {way: _diagram(ways[way], test.labels) for way in ("before", "after")}}
+def _calibration(test: Answers, after: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Proper scores and calibration errors before and after the temperature, and without dropout.
+
+    ``after`` are the figures of the answers as they are, which need not be drawn again.
+    """
+    ways = {"before": test.uncalibrated, "without_dropout": test.plain}
+    told = {way: metrics.report(probs, test.labels, test.groups, test.classes, **settings.draws)
+            for way, probs in ways.items()}
+    found: dict[str, Any] = {
+        way: {name: figures[name] for name in (*CALIBRATION, "accuracy", "auroc")}
+        for way, figures in (("before", told["before"]), ("after", after),
+                             ("without_dropout", told["without_dropout"]))}
+    return {**found, "diagrams": {"before": _diagram(test.uncalibrated, test.labels),
+                                  "after": _diagram(test.probs, test.labels)}}
 
 
 def _diagram(probs: np.ndarray, labels: np.ndarray) -> dict[str, list[float | None]]:
@@ -187,9 +194,9 @@ def _roles(one: Examined, held: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outside_table(one: Examined, cases: Sequence[Case], settings: Settings,
-                  outside: Mapping[str, Sequence[File]], notify: Notify | None) -> list[dict[str, Any]]:
-    """Pictures that do not belong: other data first, then every shift."""
-    reference, _ = drift_reference(one)
+                  outside: Mapping[str, Sequence[File]], reference: Reference | None,
+                  notify: Notify | None) -> list[dict[str, Any]]:
+    """Pictures that do not belong: other data first, then every shift; ``reference`` is of their features."""
     rows = []
     for title, files in outside.items():
         other = answer_files(one.predictor, spaced(files, MOST_IMAGES),
@@ -226,8 +233,7 @@ def explained(one: Examined, cases: Sequence[Case], settings: Settings,
               notify: Notify | None) -> faithful.Faithfulness:
     """The check of the explanations on evenly spaced cases of the split."""
     inputs, groups = [], []
-    for place in np.unique(np.linspace(0, len(cases) - 1, min(settings.explain, len(cases))).astype(int)):
-        case = cases[place]
+    for case in spaced(cases, settings.explain):
         try:
             inputs.append(read_input(case.path, one.model.preprocessing, uid=case.uid, frame=case.frame)[1])
         except ImageError:
@@ -255,15 +261,7 @@ def cost(one: Examined) -> dict[str, float | None]:
         for start in range(0, len(pooled), batch):
             sample_logits(head, pooled[start:start + batch], masks)
         seconds = time.perf_counter() - started
+    memory = peak_memory_mib()
     return {"ms_per_image": 1000 * one.test.seconds / (len(one.test) + len(one.test.refused)),
-            "head_ms_per_image": 1000 * seconds / len(one.test), "peak_memory_mib": _peak_memory_mib()}
-
-
-def _peak_memory_mib() -> float | None:
-    """Largest resident size of this process so far; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+            "head_ms_per_image": 1000 * seconds / len(one.test),
+            "peak_memory_mib": None if math.isnan(memory) else memory}

@@ -214,6 +214,37 @@ def input_cache(cases: Sequence[Case], preprocessing: Preprocessing, folder: Pat
                   tuple(refused))
 
 
+def fill(records: Records, inputs: Inputs, compute: Callable[[torch.Tensor], torch.Tensor], *,
+         device: torch.device | str = "cpu", batch_size: int = 8,
+         progress: Progress | None = None) -> np.ndarray:
+    """Compute the records of inputs that are not there yet; the row of every case, ``(cases,)``.
+
+    Args:
+        records: Where they are kept, by content.
+        inputs: From `input_cache`.
+        compute: Inputs ``(batch, 1, size, size)`` to values ``(batch, *records.shape)``, without gradients.
+        device: Where it computes.
+        batch_size: Images at once.
+        progress: Called with (done, total) of the missing ones.
+
+    Raises:
+        CacheError: When the disk is too small or refuses, or a value does not fit float16.
+    """
+    with records.alone():
+        first_case = {key: case for case, key in reversed(list(enumerate(inputs.keys)))}
+        missing = [(key, case) for key, case in first_case.items() if key not in records.row_of]
+        records.require_room(len(missing))
+        for start in range(0, len(missing), batch_size):
+            part = missing[start:start + batch_size]
+            with torch.no_grad():
+                values = compute(inputs.tensor(np.array([case for _, case in part])).to(device))
+            with np.errstate(over="ignore"):  # what overflows is refused by append
+                records.append([key for key, _ in part], values.cpu().numpy().astype(np.float16))
+            if progress:
+                progress(start + len(part), len(missing))
+    return np.array([records.row_of[key] for key in inputs.keys], np.int64)
+
+
 def feature_cache(inputs: Inputs, network: DualCrossAttentionFusion, folder: Path, *,
                   device: torch.device | str = "cpu", batch_size: int = 8,
                   progress: Progress | None = None) -> CachedFeatures:
@@ -234,26 +265,16 @@ def feature_cache(inputs: Inputs, network: DualCrossAttentionFusion, folder: Pat
     trunks = optimised(network).to(device)
     with torch.no_grad():
         probe = trunks.trunks(torch.zeros(1, 1, size, size, device=device))
-    shapes = tuple(tuple(part.shape[1:]) for part in _parts(probe))
+    shapes = tuple(tuple(part.shape[1:]) for part in probe.maps)
     source = inputs.values.filename if isinstance(inputs.values, np.memmap) else ""
     name = hashlib.sha256(f"{FORMAT} {trunk_sha256(network)} {network.config.pool} "
                           f"{Path(str(source)).parent.name}".encode())
     records = Records(Path(folder) / f"features-{name.hexdigest()[:16]}",
                       (sum(int(np.prod(shape)) for shape in shapes),))
-    with records.alone():
-        first_case = {key: case for case, key in reversed(list(enumerate(inputs.keys)))}
-        missing = [(key, case) for key, case in first_case.items() if key not in records.row_of]
-        records.require_room(len(missing))
-        for start in range(0, len(missing), batch_size):
-            part = missing[start:start + batch_size]
-            with torch.no_grad():
-                features = trunks.trunks(inputs.tensor(np.array([case for _, case in part])).to(device))
-            joined = torch.cat([maps.flatten(1) for maps in _parts(features)], dim=1)
-            with np.errstate(over="ignore"):  # what overflows is refused by append
-                records.append([key for key, _ in part], joined.cpu().numpy().astype(np.float16))
-            if progress:
-                progress(start + len(part), len(missing))
-    rows = np.array([records.row_of[key] for key in inputs.keys], np.int64)
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([maps.flatten(1) for maps in trunks.trunks(x).maps], dim=1)
+
+    rows = fill(records, inputs, compute, device=device, batch_size=batch_size, progress=progress)
     return CachedFeatures(rows, records.values, shapes)
 
 
@@ -267,10 +288,6 @@ def trunk_sha256(network: DualCrossAttentionFusion) -> str:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _parts(features: Features) -> tuple[torch.Tensor, ...]:
-    return features.first_8, features.first_16, features.second_8, features.second_16
 
 
 def _content_key(case: Case) -> str:

@@ -24,7 +24,7 @@ from dcaf_monai.artefacts import Artefacts, find_artefacts
 from dcaf_monai.decode import decoder
 from dcaf_monai.dicom import read_image
 from dcaf_monai.grey import colour_to_grey
-from dcaf_monai.image import ImageError
+from dcaf_monai.image import ImageError, patient_digest
 
 FORMAT = 5
 """Raise it when a fingerprint of the same file would come out otherwise."""
@@ -223,10 +223,7 @@ def _told(header: Dataset) -> dict[str, str]:
             "view": str(header.get("ViewPosition", "") or ""),
             "maker": " ".join(str(header.get(word, "") or "")
                               for word in ("Manufacturer", "ManufacturerModelName")).strip(),
-            "uid": str(header.get("SOPInstanceUID", "") or "")}
-    patient = str(header.get("PatientID", "") or "").strip()
-    if patient:
-        told["patient"] = hashlib.blake2b(patient.encode(), digest_size=8, person=b"dcaf-patient").hexdigest()
+            "uid": str(header.get("SOPInstanceUID", "") or ""), "patient": patient_digest(header)}
     return {word: value for word, value in told.items() if value}
 
 

@@ -8,6 +8,7 @@ by DCAF falls on the image as 3D Slicer and ITK load it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -194,3 +195,11 @@ def patient_orientation(header: Dataset) -> str:
     """Patient Orientation as written in a header; see `Image.patient_orientation`."""
     value = header.get("PatientOrientation", "") or ""
     return value if isinstance(value, str) else "\\".join(str(part) for part in value)
+
+
+def patient_digest(header: Dataset) -> str:
+    """Digest of the Patient ID, empty without one: the same patient, the same word, no name."""
+    patient = str(header.get("PatientID", "") or "").strip()
+    if not patient:
+        return ""
+    return hashlib.blake2b(patient.encode(), digest_size=8, person=b"dcaf-patient").hexdigest()

@@ -90,6 +90,15 @@ class Features:
     second_8: torch.Tensor
     second_16: torch.Tensor
 
+    @property
+    def maps(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The four maps, in the order of the arguments."""
+        return self.first_8, self.first_16, self.second_8, self.second_16
+
+    def averaged(self) -> torch.Tensor:
+        """Each map's mean over its cells, joined: ``(batch, channels of all four)``."""
+        return torch.cat([maps.mean((2, 3)) for maps in self.maps], dim=1)
+
 
 @dataclass(frozen=True)
 class Fused:

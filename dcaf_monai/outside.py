@@ -10,12 +10,12 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from dcaf_monai.answers import Answers, File, answer_inputs, gathered
+from dcaf_monai.answers import Answers, File, gathered
 from dcaf_monai.cohort import SUFFIXES, Case
 from dcaf_monai.drift import Reference, ood_figures
 from dcaf_monai.image import Geometry, Image, ImageError, Placement
@@ -31,6 +31,7 @@ ABOUT_THE_FILE = frozenset({"burned_in", "for_processing", "not_reoriented", "ex
                             "long_pixel_data", "window_ignored"})
 """Notices that speak of how a file was written; every other one speaks against the answer."""
 Progress = Callable[[int, int], None]
+_Item = TypeVar("_Item")
 
 
 def shifted_answers(predictor: Predictor, cases: Sequence[Case], *, most: int = MOST_IMAGES,
@@ -50,10 +51,8 @@ def shifted_answers(predictor: Predictor, cases: Sequence[Case], *, most: int = 
         ValueError: When none of the images can be read.
     """
     task = predictor.model.task
-    chosen = [cases[place] for place in
-              np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).astype(int))]
     read: list[tuple[Case, Image, torch.Tensor]] = []
-    for case in chosen:
+    for case in spaced(cases, most):
         try:
             image, tensor, _ = read_input(case.path, predictor.model.preprocessing, uid=case.uid,
                                           frame=case.frame)
@@ -68,7 +67,7 @@ def shifted_answers(predictor: Predictor, cases: Sequence[Case], *, most: int = 
     for done, (kind, severity) in enumerate(plan, start=1):
         placed = [_changed(image, shifted(tensor, kind, severity=severity, seed=seed, case=case.uid),
                            predictor) for case, image, tensor in read]
-        found = gathered(answer_inputs(predictor, placed), predictor)
+        found = gathered(predictor.predict_placed(placed), predictor)
         if progress:
             progress(done, len(plan))
         yield (kind, severity if len(SHIFTS[kind].severities) > 1 else 0,
@@ -154,7 +153,7 @@ def outside_files(source: Path) -> list[File]:
     return [(None, path, None) for path in found]
 
 
-def spaced(files: Sequence[File], most: int) -> list[File]:
-    """At most so many of the files, evenly spaced."""
-    places = np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).astype(int))
-    return [files[place] for place in places]
+def spaced(items: Sequence[_Item], most: int) -> list[_Item]:
+    """At most so many of the items, evenly spaced."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).astype(int))
+    return [items[place] for place in places]

@@ -24,7 +24,8 @@ from dcaf_monai.transforms import image_to_input, read_input
 
 SCHEMA = "dcaf-prediction/1"
 
-_Placed = tuple[Image, torch.Tensor, Placement]
+Placed = tuple[Image, torch.Tensor, Placement]
+"""A picture, its network input ``(1, size, size)`` and how that covers it, as `read_input` gives them."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Predictor:
                                                 seed=model.seed)
         # One computation at a time already uses every core; a second would only slow the first.
         self._turn = threading.Lock()
+        self._set_warnings = [{"code": notice.code, "message": notice.message}
+                              for notice in (model.conformal.notices() if model.conformal else ())]
         self._reference = {"name": model.name, "version": model.version, "sha256": model.sha256,
                            "task": model.task.name}
 
@@ -157,8 +160,13 @@ class Predictor:
         for image in images:
             tensor, placement, notices = image_to_input(image, self.model.preprocessing)
             placed.append((replace(image, notices=image.notices + notices), tensor, placement))
-        return [prediction for start in range(0, len(placed), self.batch_size)
-                for prediction in self._batch(placed[start:start + self.batch_size], overlays, target)]
+        return list(self.predict_placed(placed, overlays=overlays, target=target))
+
+    def predict_placed(self, placed: Sequence[Placed], *, overlays: Sequence[str] = (),
+                       target: str | None = None) -> Iterator[Prediction]:
+        """Predictions of network inputs made elsewhere, in batches; else as `predict`."""
+        for start in range(0, len(placed), self.batch_size):
+            yield from self._batch(placed[start:start + self.batch_size], overlays, target)
 
     def predict_file(self, path: Path, *, uid: str | None = None, frame: int | None = None,
                      overlays: Sequence[str] = (), target: str | None = None) -> Prediction:
@@ -183,7 +191,7 @@ class Predictor:
         Yields:
             ``(uid, prediction or error)`` in the order of ``files``.
         """
-        waiting: list[tuple[str | None, _Placed | ImageError]] = []
+        waiting: list[tuple[str | None, Placed | ImageError]] = []
 
         def answer() -> Iterator[tuple[str | None, Prediction | ImageError]]:
             readable = [item for _, item in waiting if not isinstance(item, ImageError)]
@@ -201,7 +209,7 @@ class Predictor:
                 yield from answer()
         yield from answer()
 
-    def _batch(self, placed: Sequence[_Placed], overlays: Sequence[str],
+    def _batch(self, placed: Sequence[Placed], overlays: Sequence[str],
                target: str | None) -> list[Prediction]:
         """Predictions of at most one batch of prepared images."""
         kinds = kinds_of(self.model.network.config)
@@ -249,5 +257,4 @@ class Predictor:
         if sets is None:
             return None
         return {"alpha": sets.alpha, "method": sets.method, "conditional": sets.conditional,
-                "set": sets.names(probs, uid=uid),
-                "warnings": [{"code": notice.code, "message": notice.message} for notice in sets.notices()]}
+                "set": sets.names(probs, uid=uid), "warnings": self._set_warnings}

@@ -237,7 +237,8 @@ class _Job:
         """The model: temperature, cut-offs, heat scales and figures from the validation split."""
         classes, labels = self.cohort.task.classes, self.labels[self.validation]
         self.notify("check", 0, 2, "calibration")
-        logits = sampled_logits(network, self.source, self.validation, samples=samples, seed=self.seed)
+        pooled = pooled_vectors(network, self.source, self.validation)
+        logits = sampled_logits(network, pooled, samples=samples, seed=self.seed)
         groups = [self.inputs.cases[index].group for index in self.validation]
         fits, calibrates = self._roles(groups, labels)
         temperature = fit_temperature(logits[:, fits], torch.from_numpy(labels[fits]))
@@ -271,7 +272,7 @@ class _Job:
                          "monai": monai.__version__}, "remarks": remarks}
         return Model(network.cpu(), self.cohort.task, self.preprocessing, version=new_version(network),
                      samples=samples, seed=self.seed, temperature=temperature, operating_points=points,
-                     heat_scales=scales, conformal=sets, drift=self._reference(network),
+                     heat_scales=scales, conformal=sets, drift=self._reference(network, pooled),
                      provenance=provenance)
 
     def _roles(self, groups: list[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,12 +281,14 @@ class _Job:
             return np.arange(len(groups)), np.empty(0, np.int64)
         return split_roles(groups, labels, seed=self.seed)
 
-    def _reference(self, network: DualCrossAttentionFusion) -> Reference | None:
-        """What ordinary features look like; None when there are too few training cases to tell."""
+    def _reference(self, network: DualCrossAttentionFusion, held_out: torch.Tensor) -> Reference | None:
+        """What ordinary features look like; None when there are too few training cases to tell.
+
+        ``held_out`` are the pooled vectors of the validation cases.
+        """
         if len(self.training) < FEWEST:
             return None
-        return fit_reference(pooled_vectors(network, self.source, self.training).cpu(),
-                             pooled_vectors(network, self.source, self.validation).cpu())
+        return fit_reference(pooled_vectors(network, self.source, self.training).cpu(), held_out.cpu())
 
     def judge(self, model: Model) -> Verdict:
         """The gate; the first process decides and the others hear it."""
@@ -313,8 +316,8 @@ class _Job:
         cases = [self.inputs.cases[index] for index in self.validation]
         inputs = self._inputs(tuple(cases), standing.preprocessing)
         network = standing.network.to(self.device)
-        logits = sampled_logits(network, trunk_source(network, inputs, self.device), np.arange(len(cases)),
-                                 samples=standing.samples, seed=standing.seed)
+        pooled = pooled_vectors(network, trunk_source(network, inputs, self.device), np.arange(len(cases)))
+        logits = sampled_logits(network, pooled, samples=standing.samples, seed=standing.seed)
         return negative_log_likelihood(mean_probs(logits, standing.temperature), self.labels[self.validation])
 
     @property

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from dcaf_monai.cohort import Cohort
-from dcaf_monai.features import FORMAT, Records, input_cache, trunk_sha256
+from dcaf_monai.features import FORMAT, Records, fill, input_cache, trunk_sha256
 from dcaf_monai.image import Notice
+from dcaf_monai.model import weights_sha256
 from dcaf_monai.network import DualCrossAttentionFusion, optimised
 from dcaf_monai.transforms import Preprocessing
 
@@ -65,13 +66,8 @@ def pooled_trunk_features(cohort: Cohort, network: DualCrossAttentionFusion, *, 
     """
     trunks = optimised(network).to(device)
 
-    def pooled(x: torch.Tensor) -> torch.Tensor:
-        features = trunks.trunks(x)
-        maps = (features.first_8, features.first_16, features.second_8, features.second_16)
-        return torch.cat([part.mean((2, 3)) for part in maps], dim=1)
-
-    return _vectors(cohort, pooled, f"trunk {trunk_sha256(network)}", preprocessing, cache, device,
-                    batch_size, progress)
+    return _vectors(cohort, lambda x: trunks.trunks(x).averaged(), f"trunk {trunk_sha256(network)}",
+                    preprocessing, cache, device, batch_size, progress)
 
 
 def pooled_model_features(cohort: Cohort, network: DualCrossAttentionFusion, *, preprocessing: Preprocessing,
@@ -82,11 +78,9 @@ def pooled_model_features(cohort: Cohort, network: DualCrossAttentionFusion, *, 
     Arguments and errors are those of `pooled_trunk_features`.
     """
     twin = optimised(network).to(device)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    found = _vectors(cohort, lambda x: twin.fuse(twin.trunks(x)).pooled, f"model {digest.hexdigest()}",
-                     preprocessing, cache, device, batch_size, progress)
+    name = f"model {weights_sha256(network.state_dict())}"
+    found = _vectors(cohort, lambda x: twin.fuse(twin.trunks(x)).pooled, name, preprocessing, cache, device,
+                     batch_size, progress)
     leak = Notice("labels_in_vectors", "The vectors come from a trained model. If it was trained on this "
                   "cohort, its labels are in them, and the labels a simulation counts are too few.")
     return Vectors(found.values, found.labels, found.groups, found.split, found.classes,
@@ -101,18 +95,7 @@ def _vectors(cohort: Cohort, pooled: Callable[[torch.Tensor], torch.Tensor], nam
         units = pooled(torch.zeros(1, 1, preprocessing.size, preprocessing.size, device=device)).shape[1]
     key = hashlib.sha256(f"{FORMAT} {name} {preprocessing.model_dump_json()}".encode()).hexdigest()[:16]
     records = Records(Path(cache) / f"vectors-{key}", (units,))
-    with records.alone():
-        first_case = {key: case for case, key in reversed(list(enumerate(inputs.keys)))}
-        missing = [(key, case) for key, case in first_case.items() if key not in records.row_of]
-        for start in range(0, len(missing), batch_size):
-            part = missing[start:start + batch_size]
-            with torch.no_grad():
-                found = pooled(inputs.tensor(np.array([case for _, case in part])).to(device))
-            with np.errstate(over="ignore"):  # what overflows is refused by append
-                records.append([key for key, _ in part], found.cpu().numpy().astype(np.float16))
-            if progress:
-                progress(start + len(part), len(missing))
-    rows = np.array([records.row_of[key] for key in inputs.keys], np.int64)
+    rows = fill(records, inputs, pooled, device=device, batch_size=batch_size, progress=progress)
     notices = list(cohort.notices)
     if inputs.refused:
         notices.append(Notice("unreadable", f"{len(inputs.refused)} images could not be read and are left "
