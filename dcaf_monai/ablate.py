@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from dcaf_monai.appraise import Source, mean_probs, pooled_vectors
 from dcaf_monai.calibration import fit_temperature
 from dcaf_monai.cohort import Cohort
 from dcaf_monai.compare import spread
-from dcaf_monai.conformal import ALPHAS, coverage, fit_conformal, split_roles
-from dcaf_monai.features import feature_cache, input_cache
+from dcaf_monai.conformal import ALPHAS, coverage, fit_conformal, validation_roles
+from dcaf_monai.features import feature_cache, input_cache, trunk_sha256
 from dcaf_monai.model import Model, ModelError, load_model
+from dcaf_monai.network import DualCrossAttentionFusion, NetworkConfig
 from dcaf_monai.processes import peak_memory_mib
-from dcaf_monai.train import Notify, TrainError, fit
+from dcaf_monai.train import FROZEN_POOL, Notify, Recipe, TrainError, fit, origin_of
 from dcaf_monai.transforms import Preprocessing
 from dcaf_monai.uncertainty import summarize
 
@@ -38,8 +40,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 AVERAGE = "logit_average"
 """Mean of the logits of both single branches of one seed; needs no training of its own."""
 WAYS = ("softmax", "softmax_temperature", "head_dropout", "head_dropout_temperature",
-        "full_dropout_temperature", "laplace_temperature", "head_ensemble_temperature")
-"""Ways to be unsure that are compared on the trained ``dcaf`` networks."""
+        "head_dropout_20_temperature", "head_dropout_200_temperature", "full_dropout_temperature",
+        "laplace_temperature", "head_ensemble_temperature")
+"""Ways to be unsure that are compared on the trained ``dcaf`` networks; a number is one of dropout masks."""
 FULL_SAMPLES = 20
 """Samples with dropout in the fusion, each of which costs a fusion."""
 SHOWN = ("auroc", "aupr", "accuracy", "balanced_accuracy", "nll", "brier", "ece", "adaptive_ece", "aurc",
@@ -104,8 +107,8 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
         Plain JSON values. ``variants``: name to ``figures`` (mean, sd, n over seeds; the names of
         `SHOWN`; None for one that some seed does not have, as failure AUROC without a failure),
         ``minutes``, ``best_epoch``; ``differences``: name to figure to ``{"value", "low", "high"}``, dcaf
-        minus the variant, mean over seeds, 95 % interval over patients; ``ways``: way of being unsure to
-        figures and conformal coverage; ``counts``, ``epochs``, ``seeds``, ``minutes`` of this call,
+        minus the variant, mean over seeds, 95 % interval over patients and seeds; ``ways``: way of being
+        unsure to figures and conformal coverage; ``counts``, ``epochs``, ``seeds``, ``minutes`` of this call,
         ``peak_memory_mib``.
 
     Raises:
@@ -120,7 +123,7 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
     preprocessing = preprocessing or Preprocessing()
     runs: dict[str, list[Run]] = {name: [] for name in variants}
     ways: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
-    table: _Table | None = None
+    table = _tabled(cohort, cache, preprocessing, resamples, progress)
     for seed in seeds:
         for name in variants:
             if progress:
@@ -130,21 +133,18 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
                              shape={**(shape or {}), **VARIANTS[name]}, cache=cache, backbones=backbones,
                              weights=weights, epochs=epochs, batch_size=batch_size,
                              preprocessing=preprocessing, progress=progress)
-            if table is None:
-                table = _tabled(cohort, model, cache, preprocessing, resamples, progress)
             runs[name].append(table.run(model))
             if name == "dcaf":
                 for way, found in table.ways(runs[name][-1], seed).items():
                     ways[way].append(found)
-    assert table is not None
     if {"first_only", "second_only"} <= set(variants):
         runs[AVERAGE] = [Run(one.model, (one.val + two.val) / 2, (one.test + two.test) / 2)
                          for one, two in zip(runs["first_only"], runs["second_only"], strict=True)]
-    drawn = {name: [table.draws(table.probs(run, seed)) for run, seed in zip(found, seeds, strict=True)]
-             for name, found in runs.items()}
+    drawn = {name: [table.draws(table.probs(run)) for run in found] for name, found in runs.items()}
     return {
         "task": cohort.task.name, "counts": cohort.counts, "backbones": list(backbones), "epochs": epochs,
-        "seeds": list(seeds), "cohort_sha256": cohort.sha256, "resamples": resamples,
+        "seeds": list(seeds), "weights": runs["dcaf"][0].model.provenance["weights"],
+        "calibration_cases": table.calibration_cases, "cohort_sha256": cohort.sha256, "resamples": resamples,
         "variants": {name: {
             "figures": _spreads([{kind: float(each[kind][0]) for kind in SHOWN} for each in drawn[name]]),
             "minutes": [run.model.provenance["minutes"] for run in runs[name]],
@@ -163,25 +163,36 @@ class _Table:
     val: Split
     test: Split
     train: Split
-    source: Source
+    features: Callable[[DualCrossAttentionFusion], Source]
     classes: tuple[str, ...]
     weights: np.ndarray
 
+    @property
+    def calibration_cases(self) -> dict[str, int]:
+        """Of every class."""
+        labels = self.val.labels[self.roles[1]]
+        return {name: int((labels == column).sum()) for column, name in enumerate(self.classes)}
+
     def run(self, model: Model) -> Run:
         network = model.network
-        both = tuple(pooled_vectors(network, self.source, split.cases) for split in (self.val, self.test))
+        source = self.features(network)
+        both = tuple(pooled_vectors(network, source, split.cases) for split in (self.val, self.test))
         val, test = (rivals.head_dropout_logits(network.head, pooled, samples=model.samples, seed=model.seed)
                      for pooled in both)
         return Run(model, val, test, both)
 
-    def probs(self, run: Run, seed: int) -> np.ndarray:
-        """Test probabilities at the temperature of the half of validation that fits it."""
-        return self._tempered(run.val, run.test, seed)[0]
+    @cached_property
+    def roles(self) -> tuple[np.ndarray, np.ndarray]:
+        """Validation cases that choose, and those that calibrate: the ones of the trainings."""
+        return validation_roles(self.val.groups, self.val.labels)
 
-    def _tempered(self, val: torch.Tensor, test: torch.Tensor, seed: int) -> tuple[np.ndarray, float]:
-        fits, _ = split_roles(self.val.groups, self.val.labels, seed=seed)
-        temperature = fit_temperature(val[:, fits], torch.from_numpy(self.val.labels[fits]))
-        return mean_probs(test, temperature), temperature
+    def probs(self, run: Run) -> np.ndarray:
+        """Test probabilities at the temperature of the half of validation that fits it."""
+        return mean_probs(run.test, self._temperature(run.val))
+
+    def _temperature(self, val: torch.Tensor) -> float:
+        fits, _ = self.roles
+        return fit_temperature(val[:, fits], torch.from_numpy(self.val.labels[fits]))
 
     def draws(self, probs: np.ndarray, uncertainty: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Every figure of `SHOWN` in every draw of patients, first the whole."""
@@ -192,35 +203,50 @@ class _Table:
 
     def difference(self, ours: Sequence[dict[str, np.ndarray]],
                    others: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """Mean over seeds of ours minus theirs, with the interval of the same patients drawn for both."""
-        patients = len(set(self.test.groups))
-        return {kind: metrics.interval(np.mean([a[kind] - b[kind] for a, b in zip(ours, others, strict=True)],
-                                               axis=0), patients) for kind in SHOWN}
+        """Mean over seeds of ours minus theirs; every draw takes patients and seeds anew, for both alike."""
+        patients, seeds = len(set(self.test.groups)), len(ours)
+        draws = self.weights.shape[0]
+        taken = np.random.default_rng(0).integers(seeds, size=(draws, seeds))
+        taken[0] = np.arange(seeds)   # the whole
+        found = {}
+        for kind in SHOWN:
+            each = np.stack([a[kind] - b[kind] for a, b in zip(ours, others, strict=True)])
+            found[kind] = metrics.interval(each[taken, np.arange(draws)[:, None]].mean(1), patients)
+        return found
 
     def ways(self, run: Run, seed: int) -> dict[str, dict[str, Any]]:
         """Figures of every way of being unsure, on the features of one trained network."""
         model, (val, test) = run.model, run.pooled
         network, head = model.network, model.network.head
-        train = pooled_vectors(network, self.source, self.train.cases)
-        labels = torch.from_numpy(self.train.labels), torch.from_numpy(self.val.labels)
-        laplace = rivals.fit_laplace(head, train, labels[0])
+        source = self.features(network)
+        train = pooled_vectors(network, source, self.train.cases)
+        fits, _ = self.roles
+        choosing = val[fits], torch.from_numpy(self.val.labels[fits])
+        laplace = rivals.tune_laplace(head, train, choosing)
         plain = rivals.softmax_logits(head, val), rivals.softmax_logits(head, test)
-        full = tuple(rivals.full_dropout_logits(network, self.source, split.cases, samples=FULL_SAMPLES,
+        full = tuple(rivals.full_dropout_logits(network, source, split.cases, samples=FULL_SAMPLES,
                                                 seed=model.seed) for split in (self.val, self.test))
-        ensemble = rivals.head_ensemble_logits(head, (train, labels[0]), (val, labels[1]), (val, test),
-                                               seed=seed)
+        ensemble = rivals.head_ensemble_logits(head, (train, torch.from_numpy(self.train.labels)), choosing,
+                                               (val, test), seed=seed)
+
+        def masked(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return (rivals.head_dropout_logits(head, val, samples=samples, seed=model.seed),
+                    rivals.head_dropout_logits(head, test, samples=samples, seed=model.seed))
+
         found: dict[str, tuple[torch.Tensor, torch.Tensor, bool]] = {
             "softmax": (*plain, False), "softmax_temperature": (*plain, True),
             "head_dropout": (run.val, run.test, False),
             "head_dropout_temperature": (run.val, run.test, True),
+            "head_dropout_20_temperature": (*masked(20), True),
+            "head_dropout_200_temperature": (*masked(200), True),
             "full_dropout_temperature": (full[0], full[1], True),
             "laplace_temperature": (laplace.logits(val), laplace.logits(test), True),
             "head_ensemble_temperature": (ensemble[0], ensemble[1], True)}
-        return {way: self._figures(val_logits, test_logits, seed, tempered)
+        return {way: self._figures(val_logits, test_logits, tempered)
                 for way, (val_logits, test_logits, tempered) in found.items()}
 
-    def _figures(self, val: torch.Tensor, test: torch.Tensor, seed: int, tempered: bool) -> dict[str, Any]:
-        temperature = self._tempered(val, test, seed)[1] if tempered else 1.0
+    def _figures(self, val: torch.Tensor, test: torch.Tensor, tempered: bool) -> dict[str, Any]:
+        temperature = self._temperature(val) if tempered else 1.0
         told = summarize(test, temperature)
         probs = told.probs.numpy()
         wrong = probs.argmax(1) != self.test.labels
@@ -232,7 +258,7 @@ class _Table:
             usable = len(test) > 1 or name == "entropy"
             found[f"failure_auroc_{name}"] = float(
                 selective.figures(score.numpy(), wrong, once)["failure_auroc"][0]) if usable else None
-        _, calibrates = split_roles(self.val.groups, self.val.labels, seed=seed)
+        _, calibrates = self.roles
         groups = [self.val.groups[case] for case in calibrates]
         held = mean_probs(val, temperature)[calibrates]
         whole, _ = metrics.figures(held, self.val.labels[calibrates], np.ones((1, len(calibrates))))
@@ -248,16 +274,25 @@ class _Table:
                 found[f"size_{kind}"] = sized["mean_size"]["value"]
                 found[f"worst_class_{kind}"] = min(
                     each["coverage"]["value"] for each in sized["per_class"].values() if each["cases"])
+                found |= {f"coverage_{kind}_{name}": each["coverage"]["value"]
+                          for name, each in sized["per_class"].items() if each["cases"]}
         return found
 
 
-def _tabled(cohort: Cohort, model: Model, cache: Path, preprocessing: Preprocessing, resamples: int,
+def _tabled(cohort: Cohort, cache: Path, preprocessing: Preprocessing, resamples: int,
             progress: Notify | None) -> _Table:
     def told(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(stage, done, total, "") if progress else None
 
     inputs = input_cache(cohort.cases, preprocessing, cache, progress=told("read"))
-    cached = feature_cache(inputs, model.network, cache, progress=told("features"))
+    cached: dict[str, Source] = {}   # trunks without pretrained weights differ from seed to seed
+
+    def features(network: DualCrossAttentionFusion) -> Source:
+        trunks = trunk_sha256(network)
+        if trunks not in cached:
+            cached[trunks] = feature_cache(inputs, network, cache, progress=told("features")).features
+        return cached[trunks]
+
     labels = np.array([cohort.task.class_index(case.label) for case in inputs.cases], np.int64)
 
     def split(name: str) -> Split:
@@ -265,29 +300,36 @@ def _tabled(cohort: Cohort, model: Model, cache: Path, preprocessing: Preprocess
         return Split(cases, labels[cases], tuple(inputs.cases[case].group for case in cases))
 
     test = split("test")
-    return _Table(split("val"), test, split("train"), lambda cases: cached.features(cases),
+    return _Table(split("val"), test, split("train"), features,
                   cohort.task.classes, metrics.group_weights(test.groups, resamples=resamples, seed=0))
 
 
 def _trained(cohort: Cohort, out: Path, *, seed: int, shape: Mapping[str, Any], epochs: int, batch_size: int,
-             **settings: Any) -> Model:
-    """The model of this run, from its file when it stands there."""
-    if out.exists():
-        try:
-            model = load_model(out)
-        except ModelError as error:
-            raise TrainError(f"{error} Or remove {out.name}.") from error
-        facts, config = model.provenance, model.network.config.model_dump()
-        same = (facts["cohort_sha256"] == cohort.sha256 and facts["seed"] == seed
-                and facts["recipe"]["epochs"] == epochs and facts["recipe"]["batch_size"] == batch_size
-                and all(config[key] == value for key, value in shape.items())
-                and config["backbones"] == tuple(settings["backbones"]))
-        if not same:
-            raise TrainError(f"{out.name}: need a model of these data and settings, got one of others. "
-                             "Choose another folder.")
-        return model
-    return fit(cohort, out=out, mode="frozen", seed=seed, shape=shape, epochs=epochs, batch_size=batch_size,
-               **settings).model
+             backbones: tuple[str, str], weights: str | tuple[str | Path, str | Path],
+             preprocessing: Preprocessing, **settings: Any) -> Model:
+    """The model of this run, from its file when it stands there and was trained alike."""
+    if not out.exists():
+        return fit(cohort, out=out, mode="frozen", seed=seed, shape=shape, epochs=epochs,
+                   batch_size=batch_size, backbones=backbones, weights=weights, preprocessing=preprocessing,
+                   **settings).model
+    try:
+        model = load_model(out)
+    except ModelError as error:
+        raise TrainError(f"{error} Or remove {out.name}.") from error
+    facts = model.provenance
+    config = NetworkConfig.model_validate({"classes": len(cohort.task.classes), "backbones": backbones,
+                                           "pool": FROZEN_POOL, **shape})
+    recipe = Recipe(epochs=epochs, batch_size=batch_size)
+    asked = {"data": cohort.sha256, "seed": seed, "mode": "frozen", "weights": origin_of(weights),
+             "recipe": recipe.model_dump(mode="json"), "network": config, "preprocessing": preprocessing}
+    stands = {"data": facts.get("cohort_sha256"), "network": model.network.config,
+              "preprocessing": model.preprocessing,
+              **{key: facts.get(key) for key in ("seed", "mode", "weights", "recipe")}}
+    other = [key for key in asked if asked[key] != stands[key]]
+    if other:
+        raise TrainError(f"{out.name}: need a model of these data and settings, got one of other "
+                         f"{', '.join(other)}. Choose another folder.")
+    return model
 
 
 def _spreads(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

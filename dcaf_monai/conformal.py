@@ -308,6 +308,17 @@ def split_roles(groups: Sequence[str], labels: np.ndarray, *, share: float = 0.5
     return np.flatnonzero(fits[member]), np.flatnonzero(~fits[member])
 
 
+def validation_roles(groups: Sequence[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Validation cases that choose (epoch, temperature, gate), and those that only calibrate conformal sets.
+
+    The same for every training on one frozen split, so that no round chooses with what another calibrates on.
+    With a single patient all choose and none calibrate. Arguments as in `split_roles`.
+    """
+    if len(set(groups)) < 2:
+        return np.arange(len(groups)), np.empty(0, np.int64)
+    return split_roles(groups, labels)
+
+
 def digests(groups: Iterable[str]) -> tuple[str, ...]:
     """Short digests of different patients, sorted: 12 hex digits of the SHA-256 of the name.
 

@@ -190,7 +190,7 @@ def _roles(one: Examined, held: Answers) -> tuple[np.ndarray, np.ndarray]:
     fits = np.array([conformal.digests([group])[0] in known for group in held.groups])
     if fits.any() and not fits.all():
         return np.flatnonzero(fits), np.flatnonzero(~fits)
-    return conformal.split_roles(held.groups, held.labels, seed=one.model.seed)
+    return conformal.validation_roles(held.groups, held.labels)
 
 
 def outside_table(one: Examined, cases: Sequence[Case], settings: Settings,

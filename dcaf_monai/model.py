@@ -63,6 +63,7 @@ class Provenance(BaseModel):
     best_epoch: int = 0
     minutes: float = 0.0
     validation_nll: float | None = None
+    validation_nll_cases: int | None = None
     validation: Mapping[str, Any] = Field(default_factory=dict)
     versions: Mapping[str, str] = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()

@@ -19,13 +19,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcaf_monai.appraise import Source
+from dcaf_monai.calibration import fit_temperature
 from dcaf_monai.network import DualCrossAttentionFusion
 from dcaf_monai.uncertainty import dropout_masks, sample_logits
 
 FUSION_DROPOUT = 0.1
 """Share of fused channels dropped beside the head's units by `full_dropout_logits`."""
 BATCH = 32
-PRIOR_PRECISIONS = tuple(float(value) for value in np.logspace(-2, 4, 25))
+PRIOR_PRECISIONS = tuple(float(value) for value in np.logspace(-2, 6, 17))
 
 
 @torch.no_grad()
@@ -96,8 +97,7 @@ class Laplace:
         return mean + torch.einsum("nab,sb->sna", factor, noise)
 
 
-def fit_laplace(head: nn.Sequential, pooled: torch.Tensor, labels: torch.Tensor, *,
-                prior_precision: float | None = None) -> Laplace:
+def fit_laplace(head: nn.Sequential, pooled: torch.Tensor, *, prior_precision: float) -> Laplace:
     """Last-layer Laplace approximation of a trained head.
 
     The Gauss-Newton matrix of the training cross-entropy, ``sum over cases of (diag(p) - p p') x (h h')``,
@@ -106,30 +106,50 @@ def fit_laplace(head: nn.Sequential, pooled: torch.Tensor, labels: torch.Tensor,
     Args:
         head: Trained.
         pooled: ``(training cases, units)``.
-        labels: ``(training cases,)`` class indices, for the evidence.
-        prior_precision: Of the prior; by default the one of `PRIOR_PRECISIONS` with the largest evidence.
+        prior_precision: Of the prior.
     """
+    return _laplace(head, *_curvature(head, pooled), prior_precision)
+
+
+def tune_laplace(head: nn.Sequential, pooled: torch.Tensor,
+                 held: tuple[torch.Tensor, torch.Tensor]) -> Laplace:
+    """`fit_laplace` with the precision that, with its temperature, has the least NLL on held-out cases.
+
+    The evidence would choose among `PRIOR_PRECISIONS` without held-out cases, but where the training cases
+    are separated it prefers a posterior so wide that answers come near chance.
+
+    Args:
+        head: Trained.
+        pooled: ``(training cases, units)``.
+        held: Pooled vectors and class indices of cases that may choose.
+    """
+    eigenvalues, vectors = _curvature(head, pooled)
+
+    def nll(fitted: Laplace) -> float:
+        logits = fitted.logits(held[0])
+        log_probs = torch.log_softmax(logits / fit_temperature(logits, held[1]), dim=2)
+        return float(F.nll_loss(torch.logsumexp(log_probs, dim=0) - np.log(len(logits)), held[1]))
+
+    return min((_laplace(head, eigenvalues, vectors, precision) for precision in PRIOR_PRECISIONS), key=nll)
+
+
+def _laplace(head: nn.Sequential, eigenvalues: torch.Tensor, vectors: torch.Tensor,
+             prior_precision: float) -> Laplace:
+    return Laplace(head, (vectors / (eigenvalues + prior_precision)) @ vectors.T, prior_precision)
+
+
+@torch.no_grad()
+def _curvature(head: nn.Sequential, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues and eigenvectors of the Gauss-Newton matrix of the last layer."""
     if not isinstance(head[-1], nn.Linear):
         raise ValueError(f"head: need a linear last layer, got {type(head[-1]).__name__}.")
-    with torch.no_grad():
-        units = penultimate(head, pooled).double()
-        logits = _silent(head)(pooled).double()
-        probs = logits.softmax(1)
-        curvature = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
-        numbers = probs.shape[1] * units.shape[1]
-        matrix = torch.einsum("nab,nu,nv->aubv", curvature, units, units).reshape(numbers, numbers)
-        eigenvalues, vectors = torch.linalg.eigh(matrix)
-        eigenvalues = eigenvalues.clamp(min=0)
-        last = torch.cat((head[-1].weight, head[-1].bias[:, None]), dim=1).double()
-        fit = -F.cross_entropy(logits, labels, reduction="sum")
-
-        def evidence(precision: float) -> float:
-            return float(fit - precision / 2 * last.square().sum()
-                         - torch.log1p(eigenvalues / precision).sum() / 2)
-
-        chosen = prior_precision or max(PRIOR_PRECISIONS, key=evidence)
-        covariance = (vectors / (eigenvalues + chosen)) @ vectors.T
-    return Laplace(head, covariance, chosen)
+    units = penultimate(head, pooled).double()
+    probs = _silent(head)(pooled).double().softmax(1)
+    curvature = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+    numbers = probs.shape[1] * units.shape[1]
+    matrix = torch.einsum("nab,nu,nv->aubv", curvature, units, units).reshape(numbers, numbers)
+    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    return eigenvalues.clamp(min=0), vectors
 
 
 def penultimate(head: nn.Sequential, pooled: torch.Tensor) -> torch.Tensor:
@@ -146,7 +166,7 @@ def head_ensemble_logits(head: nn.Sequential, training: tuple[torch.Tensor, torc
     Args:
         head: Whose shape they take; its weights are not used.
         training: Pooled vectors and labels to learn from.
-        held: The same of the validation split; each head keeps its best epoch there.
+        held: The same of cases that may choose; each head keeps its best epoch there.
         cases: Pooled vectors to answer about, any number of sets.
         members: How many heads.
         epochs: At most so many each.

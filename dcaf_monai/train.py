@@ -39,7 +39,7 @@ from dcaf_monai.batches import FusionAndHead, OnFeatures, OnInputs
 from dcaf_monai.calibration import Criterion, fit_operating_points, fit_temperature
 from dcaf_monai.checkpoint import TrainError
 from dcaf_monai.cohort import Case, Cohort
-from dcaf_monai.conformal import fit_conformal, split_roles
+from dcaf_monai.conformal import fit_conformal, validation_roles
 from dcaf_monai.drift import FEWEST, Reference, fit_reference
 from dcaf_monai.engine import (
     FROM_SCRATCH,
@@ -58,7 +58,8 @@ from dcaf_monai.publish import Verdict, publish
 from dcaf_monai.rounds import record_round
 from dcaf_monai.transforms import Preprocessing, training_augmentation
 
-__all__ = ["FitResult", "Recipe", "TrainError", "TrainStopped", "fit", "work_folder"]
+__all__ = ["FROZEN_POOL", "FitResult", "Recipe", "TrainError", "TrainStopped", "fit", "origin_of",
+           "work_folder"]
 
 Mode = Literal["frozen", "full"]
 FEW = 30
@@ -105,7 +106,9 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
     Under ``torchrun`` every process calls this; the first one writes.
 
     Args:
-        cohort: Whose training split teaches and whose validation split judges.
+        cohort: Whose training split teaches and whose validation split judges: half of its patients choose
+            the epoch, fit the temperature and decide at the gate, the others calibrate conformal sets
+            and have no say in anything before.
         out: The published model file; versions and working files stand beside it.
         mode: ``frozen`` or ``full``.
         backbones: Two timm names.
@@ -158,8 +161,9 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         job.read(init_from.preprocessing if init_from else preprocessing or Preprocessing())
         outcome = job.train(network, resume=resume, stop=stop,
                             learned=learned if process_place()[0] == 0 else None)
+        origin = f"model {init_from.version}" if init_from else origin_of(weights)
         model = job.calibrate(network, outcome, samples=samples, criterion=criterion, target=target,
-                              origin=_origin(weights, init_from), started=started)
+                              origin=origin, started=started)
         verdict = job.judge(model)
     except (CacheError, ModelError) as error:
         raise TrainError(str(error)) from error
@@ -198,27 +202,29 @@ class _Job:
                 raise TrainError(f"{name} split: need readable images of every class, got none of "
                                  f"{', '.join(lost)}; {len(refused)} files cannot be read. The first: "
                                  f"{refused[0][1]}")
+        self.groups = [read[index].group for index in self.validation]
+        self.fits, self.calibrates = validation_roles(self.groups, self.labels[self.validation])
 
     def train(self, network: DualCrossAttentionFusion, *, resume: bool, learned: Learned | None,
               stop: Callable[[], bool] | None) -> Outcome:
         """Train in place; afterwards the network holds the best state and is in eval mode."""
-        run = self._fingerprint(network)
+        run, choosing = self._fingerprint(network), self.validation[self.fits]
         learner: nn.Module
         if self.mode == "frozen":
             network.freeze_trunks()
             cached = self._features(self.inputs, network)
             learner = FusionAndHead(network)
             data: Dataset = OnFeatures(cached, self.labels, self.training)
-            held: Dataset = OnFeatures(cached, self.labels, self.validation)
+            held: Dataset = OnFeatures(cached, self.labels, choosing)
         else:
             learner = network
             data = OnInputs(self.inputs, self.labels, self.training,
                              training_augmentation(self.cohort.task, self.seed), self.seed)
-            held = OnInputs(self.inputs, self.labels, self.validation)
+            held = OnInputs(self.inputs, self.labels, choosing)
         trunk = {id(parameter) for part in (network.first, network.second) for parameter in part.parameters()}
         size = self.recipe.batch_size
-        batches = [(0, list(range(start, min(start + size, len(self.validation)))))
-                   for start in range(0, len(self.validation), size)]
+        batches = [(0, list(range(start, min(start + size, len(choosing)))))
+                   for start in range(0, len(choosing), size)]
         loop = Loop(learner, data, torch.from_numpy(self.labels[self.training]),
                     DataLoader(held, sampler=batches, batch_size=None), len(self.cohort.task.classes),
                     self.recipe, self._checkpoint, run, trunk=frozenset(trunk), seed=self.seed,
@@ -239,8 +245,7 @@ class _Job:
         self.notify("check", 0, 2, "calibration")
         pooled = pooled_vectors(network, self.source, self.validation)
         logits = sampled_logits(network, pooled, samples=samples, seed=self.seed)
-        groups = [self.inputs.cases[index].group for index in self.validation]
-        fits, calibrates = self._roles(groups, labels)
+        groups, fits, calibrates = self.groups, self.fits, self.calibrates
         temperature = fit_temperature(logits[:, fits], torch.from_numpy(labels[fits]))
         self.probs = probs = mean_probs(logits, temperature)
         sets = None
@@ -266,7 +271,8 @@ class _Job:
             "counts": self.cohort.counts, "recipe": self.recipe.model_dump(mode="json"),
             "epochs": len(outcome.history), "best_epoch": outcome.best_epoch,
             "minutes": round((time.monotonic() - started) / 60, 2),
-            "validation_nll": negative_log_likelihood(probs, labels),
+            "validation_nll": negative_log_likelihood(probs[fits], labels[fits]),
+            "validation_nll_cases": len(fits),
             "validation": metrics.report(probs, labels, groups, classes, seed=self.seed),
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "monai": monai.__version__}, "remarks": remarks}
@@ -274,12 +280,6 @@ class _Job:
                      samples=samples, seed=self.seed, temperature=temperature, operating_points=points,
                      heat_scales=scales, conformal=sets, drift=self._reference(network, pooled),
                      provenance=provenance)
-
-    def _roles(self, groups: list[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Validation cases that fit the temperature, and others that calibrate conformal sets."""
-        if len(set(groups)) < 2:
-            return np.arange(len(groups)), np.empty(0, np.int64)
-        return split_roles(groups, labels, seed=self.seed)
 
     def _reference(self, network: DualCrossAttentionFusion, held_out: torch.Tensor) -> Reference | None:
         """What ordinary features look like; None when there are too few training cases to tell.
@@ -308,17 +308,19 @@ class _Job:
                                   float(heard[1]) or None)
 
     def _standing_nll(self, standing: Model) -> float:
-        """NLL of the model in place, on this validation split: recorded for the same one, or measured."""
+        """NLL of the model in place on the cases that choose: recorded for the same ones, or measured."""
         recorded = standing.provenance.get("validation_nll")
         if recorded is not None and not self.inputs.refused and \
+                standing.provenance.get("validation_nll_cases") == len(self.fits) and \
                 standing.provenance.get("validation_sha256") == self.cohort.validation_sha256:
             return float(recorded)
-        cases = [self.inputs.cases[index] for index in self.validation]
+        choosing = self.validation[self.fits]
+        cases = [self.inputs.cases[index] for index in choosing]
         inputs = self._inputs(tuple(cases), standing.preprocessing)
         network = standing.network.to(self.device)
         pooled = pooled_vectors(network, trunk_source(network, inputs, self.device), np.arange(len(cases)))
         logits = sampled_logits(network, pooled, samples=standing.samples, seed=standing.seed)
-        return negative_log_likelihood(mean_probs(logits, standing.temperature), self.labels[self.validation])
+        return negative_log_likelihood(mean_probs(logits, standing.temperature), self.labels[choosing])
 
     @property
     def _checkpoint(self) -> Path:
@@ -363,10 +365,8 @@ def _start(init_from: Model | None, cohort: Cohort, backbones: tuple[str, str], 
         return network
 
 
-def _origin(weights: Any, init_from: Model | None) -> str:
-    """Where the first weights came from, in words for the provenance."""
-    if init_from is not None:
-        return f"model {init_from.version}"
+def origin_of(weights: str | tuple[str | Path, str | Path]) -> str:
+    """Where the trunks' first weights came from, in words for the provenance; files with a digest of each."""
     if isinstance(weights, str):
         return weights
     return "; ".join(f"{Path(file).name} sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"

@@ -8,7 +8,18 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from dcaf_monai.ablate import AVERAGE, WAYS, _mean_sd, _spreads, ablate, ablation_table, write_ablation
+from dcaf_monai import metrics
+from dcaf_monai.ablate import (
+    AVERAGE,
+    WAYS,
+    Split,
+    _mean_sd,
+    _spreads,
+    _Table,
+    ablate,
+    ablation_table,
+    write_ablation,
+)
 from dcaf_monai.cohort import read_cohort
 from dcaf_monai.model import load_model
 from dcaf_monai.phantom import write_films
@@ -74,6 +85,22 @@ def test_differences_are_differences_of_the_means(document):
         assert paired["low"] <= paired["value"] <= paired["high"]
 
 
+def test_the_interval_of_a_difference_knows_the_seeds():
+    """Two trainings that differ from each other more than patients do: the interval must reach both."""
+    labels = np.arange(40) % 2
+    split = Split(np.arange(40), labels, tuple(map(str, range(40))))
+    weights = metrics.group_weights(split.groups, resamples=400, seed=0)
+    table = _Table(split, split, split, None, ("a", "b"), weights)
+
+    def answers(right: float) -> dict[str, np.ndarray]:
+        return table.draws(np.where(np.eye(2)[labels] > 0, right, 1 - right))
+
+    both = table.difference([answers(.9), answers(.6)], [answers(.7), answers(.7)])["nll"]
+    nll = [-np.log(right) + np.log(.7) for right in (.9, .6)]
+    assert both["value"] == pytest.approx(np.mean(nll))
+    assert both["low"] == pytest.approx(min(nll)) and both["high"] == pytest.approx(max(nll))
+
+
 def test_runs_that_stand_are_not_repeated_and_others_settings_are_refused(document, cohort, work):
     stands = {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")}
     settings = {**SETTINGS, "backbones": ("test_efficientnet", "test_resnet")}
@@ -81,9 +108,13 @@ def test_runs_that_stand_are_not_repeated_and_others_settings_are_refused(docume
                    variants=("dcaf", "first_only", "second_only"), **settings)
     assert {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")} == stands
     assert again["variants"] == document["variants"] and again["ways"] == document["ways"]
-    with pytest.raises(TrainError, match="need a model of these data and settings, got one of others"):
-        ablate(cohort, folder=work, cache=work / "cache", seeds=(0,), variants=("dcaf",),
-               **{**SETTINGS, "epochs": 3})
+    for named, changed in {"recipe": {"epochs": 3},
+                           "preprocessing": {"preprocessing": Preprocessing(size=48)},
+                           "network": {"shape": {**SETTINGS["shape"], "dropout": 0.2}},
+                           "weights": {"weights": "pretrained"}}.items():
+        with pytest.raises(TrainError, match=f"these data and settings, got one of other {named}"):
+            ablate(cohort, folder=work, cache=work / "cache", seeds=(0,), variants=("dcaf",),
+                   **{**SETTINGS, **changed})
 
 
 def test_the_single_branches_are_what_they_say(document, work):

@@ -1,6 +1,7 @@
 """Temperature and operating points, against hand-worked answers and independent references."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -25,16 +26,33 @@ def test_the_temperature_of_well_calibrated_logits_is_one():
 
 
 def test_logits_scaled_by_three_need_three_times_the_temperature():
-    logits, labels = sampled_logits()
+    logits, labels = sampled_logits(cases=20000)
     assert fit_temperature(logits * 3, labels) == pytest.approx(3 * fit_temperature(logits, labels), rel=1e-3)
 
 
-def test_the_temperature_is_where_the_gradient_of_the_mean_s_likelihood_vanishes():
+def test_the_temperature_is_where_the_gradient_of_the_posterior_vanishes():
     logits, labels = sampled_logits()
-    temperature = torch.tensor(fit_temperature(logits, labels), dtype=torch.float64, requires_grad=True)
-    mean = (logits.double() / temperature).softmax(2).mean(0)
-    torch.nn.functional.nll_loss(mean.log(), labels).backward()
-    assert abs(temperature.grad.item()) < 1e-4
+    log_temperature = torch.tensor(math.log(fit_temperature(logits, labels)), dtype=torch.float64,
+                                   requires_grad=True)
+    mean = (logits.double() / log_temperature.exp()).softmax(2).mean(0)
+    prior = log_temperature ** 2 / (2 * math.log(2) ** 2)
+    (torch.nn.functional.nll_loss(mean.log(), labels, reduction="sum") + prior).backward()
+    assert abs(log_temperature.grad.item()) < 1e-3
+
+
+def test_a_hundred_cases_with_a_few_errors_hardly_feel_the_prior():
+    logits, labels = sampled_logits(cases=100)
+    mean = [(logits.double() / grid).softmax(2).mean(0)[torch.arange(100), labels].log().sum()
+            for grid in np.geomspace(.5, 2, 1001)]
+    likeliest = np.geomspace(.5, 2, 1001)[int(torch.stack(mean).argmax())]
+    assert fit_temperature(logits, labels) == pytest.approx(likeliest, rel=.05)
+
+
+@pytest.mark.parametrize("cases", [1, 50, 500])
+def test_cases_that_are_all_separated_do_not_ask_for_the_smallest_temperature(cases):
+    labels = torch.arange(cases) % 3
+    logits = 5.0 * torch.nn.functional.one_hot(labels, 3)[None].double()
+    assert .3 < fit_temperature(logits, labels) < 1
 
 
 @pytest.mark.parametrize("logits, labels, message", [

@@ -14,12 +14,14 @@ from PIL import Image as Picture
 
 from dcaf_monai import overlay
 from dcaf_monai.cohort import read_cohort
+from dcaf_monai.conformal import digests
 from dcaf_monai.engine import Recipe
 from dcaf_monai.model import load_model, weights_sha256
+from dcaf_monai.predict import Predictor
 from dcaf_monai.publish import history
 from dcaf_monai.tasks import TASKS
 from dcaf_monai.train import TrainError, TrainStopped, fit, work_folder
-from dcaf_monai.transforms import Preprocessing
+from dcaf_monai.transforms import Preprocessing, read_input
 
 torch.set_num_threads(1)
 TASK = TASKS["pneumonia"]
@@ -71,11 +73,31 @@ def test_a_fitted_model_is_published_with_all_it_needs(frozen, table):
     assert provenance["cohort_sha256"] == cohort.sha256
     assert provenance["validation_sha256"] == cohort.validation_sha256
     assert provenance["counts"]["train"] == {"normal": 12, "pneumonia": 12}
-    assert provenance["validation"]["nll"]["value"] == pytest.approx(provenance["validation_nll"])
     assert provenance["validation_nll"] == result.verdict.candidate_nll
     assert (provenance["mode"], provenance["weights"], provenance["epochs"]) == ("frozen", "none", 4)
     assert "normal: its sensitivity cut-off rests on 6 cases." in provenance["remarks"]
     assert len(result.history) == 4 and result.minutes > 0 and result.peak_memory_mib > 50
+
+
+def test_the_patients_who_calibrate_the_sets_chose_nothing_before(frozen, table):
+    out, result = frozen
+    predictor, cases = Predictor(load_model(out)), read_cohort(table, TASK).split("val")
+    roles = load_model(out).conformal.roles
+    chose = [case for case in cases if digests([case.group])[0] in roles["fit"]]
+    assert 0 < len(chose) < len(cases)
+    assert len(roles["fit"]) + len(roles["calibrate"]) == len({case.group for case in cases})
+    labels = torch.tensor([TASK.class_index(case.label) for case in chose])
+    answers = predictor.predict_files([(case.uid, case.path, None) for case in chose])
+    probs = torch.tensor(np.array([answer.probs for _, answer in answers]))
+    nll = float(torch.nn.functional.nll_loss(probs.log(), labels))
+    # features are cached in half precision
+    assert result.model.provenance["validation_nll"] == pytest.approx(nll, abs=2e-3)
+    assert result.model.provenance["validation_nll_cases"] == len(chose)
+    network = result.model.network
+    inputs = [read_input(case.path, result.model.preprocessing)[1] for case in chose]
+    logits = network(torch.stack(inputs))
+    best = min(entry["validation_nll"] for entry in result.history)
+    assert best == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=2e-3)
 
 
 def test_frozen_mode_leaves_the_trunks_as_they_were(table, frozen, tmp_path):
