@@ -216,7 +216,7 @@ def _data(described: Mapping[str, Any], notes: Notes) -> str:
 def _tested(evaluation: Mapping[str, Any], described: Mapping[str, Any]) -> str:
     data = evaluation["data"]
     same = data["data_sha256"] == described["provenance"]["cohort_sha256"]
-    where = "the same collection as the training data; no patient is in both" if same else \
+    where = "the same collection as the training data; no patient or group is in both" if same else \
         "another collection than the training data"
     unread = f" {data['unreadable']} more could not be read." if data["unreadable"] else ""
     return (f"The {data['split']} split: {data['images']} images of {data['patients']} patients or groups, "

@@ -55,6 +55,7 @@ def evaluate(
     from dcaf_monai.model import load_model, save_model
     from dcaf_monai.outside import outside_files
     from dcaf_monai.predict import Predictor
+    from dcaf_monai.publish import shelf
 
     if outside and not report:
         raise ValueError("--outside: need --report FOLDER beside it, got none. The table on the terminal has "
@@ -88,7 +89,10 @@ def evaluate(
     if mark:
         for path, model, told in zip(models, loaded, found.document["models"], strict=True):
             failed = failed_kinds(told["explanations"])
-            save_model(replace(model, unfaithful=failed), path)
+            marked = replace(model, unfaithful=failed)
+            save_model(marked, path)
+            if (kept := shelf(path) / f"{model.version}.safetensors").exists():   # else a rollback unmarks it
+                save_model(marked, kept)
             console.print(f"{path}: maps that fail the randomisation test: {', '.join(failed) or 'none'}",
                           markup=False, soft_wrap=True)
     for name, reason in examined[0].test.refused:
@@ -179,10 +183,16 @@ def _print_tables(document: Mapping[str, Any]) -> None:
 
 
 def _short(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What --out holds: the figures of the one model, or of each."""
+    """What --out holds: figures of the one model or of each, without the AUROCs that are withheld."""
+    from dcaf_monai.headline import without_areas
+
     split, models = document["data"]["split"], document["models"]
+    audit, withheld = document["headline"]["audit"], document["headline"]["withheld"]
+    beside = {"split": split, "audit": audit, "withheld": withheld}
+    told = [{"model": model["version"], **(without_areas(model["discrimination"]) if withheld
+                                           else model["discrimination"])} for model in models]
     if len(models) == 1:
-        return {"model": models[0]["version"], "split": split, **models[0]["discrimination"]}
-    return {"split": split, "models": [{"label": model["label"], "model": model["version"],
-                                        **model["discrimination"]} for model in models],
+        return {**beside, **told[0]}
+    return {**beside, "models": [{"label": model["label"], **each}
+                                 for model, each in zip(models, told, strict=True)],
             "comparisons": document["comparisons"], "seeds": document["seeds"]}

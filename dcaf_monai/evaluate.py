@@ -7,7 +7,7 @@ The document holds plain JSON values and names no file and no patient. What is t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from dcaf_monai import conformal, faithful
 from dcaf_monai.answers import File, answer_cases, common_images
 from dcaf_monai.cohort import Case, Cohort
 from dcaf_monai.compare import paired, spread
+from dcaf_monai.conformal import digests
 from dcaf_monai.evaluation_parts import (
     CALIBRATION,
     SHOWN,
@@ -71,15 +72,29 @@ def examine(predictor: Predictor, cohort: Cohort, *, label: str, split: str = "t
         notify: Told (what, done, total).
 
     Raises:
-        ValueError: For a split without a readable case, or a model of other classes.
+        ValueError: For a split without a readable case, a model of other classes, or validation or test
+            patients whom the model was trained on.
     """
     if not cohort.split(split):
         raise ValueError(f"--split: need a split with cases, got {split!r}, which has none.")
+    if split != "train":
+        _require_unmet(predictor.model, cohort, dict.fromkeys((split, "val")))
     test = answer_cases(predictor, cohort.split(split), cohort.task, progress=told(notify, label, split))
     held = None
     if validation and split != "val":
         held = answer_cases(predictor, cohort.split("val"), cohort.task, progress=told(notify, label, "val"))
     return Examined(label, predictor, test, held)
+
+
+def _require_unmet(model: Model, cohort: Cohort, splits: Iterable[str]) -> None:
+    """Refuse figures of patients whom the model learnt from."""
+    met = set(model.provenance.get("training_patients", ()))
+    for split in splits:
+        patients = set(digests(case.group for case in cohort.split(split)))
+        if known := len(patients & met):
+            raise ValueError(f"{split} split: need patients whom the model was not trained on, got {known} "
+                             f"of {len(patients)} whom it was. Give the table of the training's own split: "
+                             "data-split.csv in the folder MODEL.training beside the model.")
 
 
 def evaluate(examined: Sequence[Examined], cohort: Cohort, *, settings: Settings | None = None,

@@ -108,7 +108,8 @@ def own_figures(one: Examined, settings: Settings) -> dict[str, Any]:
         "preprocessing": model.preprocessing.model_dump(mode="json"),
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "samples": model.samples, "masks_seed": model.seed, "temperature": model.temperature,
-        "provenance": dict(model.provenance),
+        "provenance": {name: value for name, value in model.provenance.items()
+                       if name != "training_patients"},
         "discrimination": discrimination, "calibration": _calibration(test, discrimination, settings),
         "selective": selective(test.labels, test.predicted, test.doubt, test.groups, **settings.draws),
         "warned": warned_share(test), "cost": cost(one)}

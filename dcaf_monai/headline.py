@@ -71,6 +71,14 @@ def is_too_good(area: float | None) -> bool:
     return area is not None and area > LIMIT
 
 
+def without_areas(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of one model with every AUROC above `LIMIT` taken out, of single classes too."""
+    none = {"value": None, "low": None, "high": None}
+    return {name: without_areas(value) if name != "auroc" and isinstance(value, Mapping)
+            else none if name == "auroc" and is_too_good(value["value"]) else value
+            for name, value in figures.items()}
+
+
 def labels_of(paths: Sequence[Path]) -> list[str]:
     """A different label for each model file: its stem, its folder before it where stems are equal.
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from dcaf_monai.calibration import OperatingPoint
-from dcaf_monai.conformal import ConformalSets
+from dcaf_monai.conformal import ConformalSets, Digest
 from dcaf_monai.drift import Reference
 from dcaf_monai.heat import KINDS
 from dcaf_monai.network import DualCrossAttentionFusion, NetworkConfig
@@ -47,7 +47,10 @@ class ModelError(Exception):
 
 
 class Provenance(BaseModel):
-    """Where a model comes from. Counts and digests only: nothing that names a patient or a file."""
+    """Where a model comes from. Counts and digests only: nothing that names a patient or a file.
+
+    ``training_patients`` are `conformal.digests` of all whom it or a model it started from was trained on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     created: str = ""
@@ -65,6 +68,7 @@ class Provenance(BaseModel):
     validation_nll: float | None = None
     validation_nll_cases: int | None = None
     validation: Mapping[str, Any] = Field(default_factory=dict)
+    training_patients: tuple[Digest, ...] = ()
     versions: Mapping[str, str] = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 

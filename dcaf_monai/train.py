@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,7 +39,7 @@ from dcaf_monai.batches import FusionAndHead, OnFeatures, OnInputs
 from dcaf_monai.calibration import Criterion, fit_operating_points, fit_temperature
 from dcaf_monai.checkpoint import TrainError
 from dcaf_monai.cohort import Case, Cohort
-from dcaf_monai.conformal import fit_conformal, validation_roles
+from dcaf_monai.conformal import digests, fit_conformal, validation_roles
 from dcaf_monai.drift import FEWEST, Reference, fit_reference
 from dcaf_monai.engine import (
     FROM_SCRATCH,
@@ -163,7 +163,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
                             learned=learned if process_place()[0] == 0 else None)
         origin = f"model {init_from.version}" if init_from else origin_of(weights)
         model = job.calibrate(network, outcome, samples=samples, criterion=criterion, target=target,
-                              origin=origin, started=started)
+                              origin=origin, started=started,
+                              met=init_from.provenance.get("training_patients", ()) if init_from else ())
         verdict = job.judge(model)
     except (CacheError, ModelError) as error:
         raise TrainError(str(error)) from error
@@ -239,8 +240,12 @@ class _Job:
         return outcome
 
     def calibrate(self, network: DualCrossAttentionFusion, outcome: Outcome, *, samples: int,
-                  criterion: Criterion, target: float, origin: str, started: float) -> Model:
-        """The model: temperature, cut-offs, heat scales and figures from the validation split."""
+                  criterion: Criterion, target: float, origin: str, met: Sequence[str],
+                  started: float) -> Model:
+        """The model: temperature, cut-offs, heat scales and figures from the validation split.
+
+        ``met`` are digests of patients whom the first weights were trained on.
+        """
         classes, labels = self.cohort.task.classes, self.labels[self.validation]
         self.notify("check", 0, 2, "calibration")
         pooled = pooled_vectors(network, self.source, self.validation)
@@ -268,6 +273,8 @@ class _Job:
             "seed": self.seed, "weights": origin if not origin.startswith("model ") else "",
             "init_from": origin.removeprefix("model ") if origin.startswith("model ") else "",
             "cohort_sha256": self.cohort.sha256, "validation_sha256": self.cohort.validation_sha256,
+            "training_patients": sorted({*met, *digests(self.inputs.cases[index].group
+                                                        for index in self.training)}),
             "counts": self.cohort.counts, "recipe": self.recipe.model_dump(mode="json"),
             "epochs": len(outcome.history), "best_epoch": outcome.best_epoch,
             "minutes": round((time.monotonic() - started) / 60, 2),

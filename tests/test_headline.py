@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from small_evaluation import TASK, Taken, a_model, a_table
+from PIL import Image as Picture
+from small_evaluation import TASK, Taken, a_film, a_model, a_table
 from typer.testing import CliRunner
 
 from dcaf_monai import cli_evaluate
@@ -16,6 +17,8 @@ from dcaf_monai.evaluate import examine
 from dcaf_monai.headline import audit_verdict, headline, labels_of
 from dcaf_monai.model import load_model, save_model
 from dcaf_monai.predict import Predictor
+from dcaf_monai.train import fit, work_folder
+from dcaf_monai.transforms import Preprocessing
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(cli_evaluate.evaluate)
@@ -96,6 +99,12 @@ def test_the_command_withholds_a_perfect_auroc_until_an_audit_stands_beside_it(f
     alone = call("evaluate", model, "--data", table, "--report", tmp_path / "r", "--no-gallery", *quick)
     assert alone.exit_code == 1 and "withheld" in alone.output and "Traceback" not in alone.output
     assert not re.search(r"auroc\W+1\.000", alone.output)
+    out = tmp_path / "out.json"
+    assert call("evaluate", model, "--data", table, "--out", out, *quick).exit_code == 1
+    short = json.loads(out.read_text())
+    assert short["auroc"]["value"] is None and short["audit"] is None and "dcaf audit" in short["withheld"]
+    assert all(each["auroc"]["value"] is None for each in short["per_class"].values())
+    assert short["aupr"]["value"] == 1
     document = json.loads((tmp_path / "r/evaluation.json").read_text())
     assert document["models"][0]["discrimination"]["auroc"]["value"] == 1
     assert document["headline"]["auroc"] is None
@@ -106,7 +115,10 @@ def test_the_command_withholds_a_perfect_auroc_until_an_audit_stands_beside_it(f
     # in the box, and in place of the mean and of both classes
     assert "AUROC withheld" in words and "m is above 0.995" in words and words.count("withheld") == 4
     (tmp_path / "audit.json").write_text(json.dumps(an_audit(read_cohort(table, TASK))))
-    beside = call("evaluate", model, "--data", table, "--audit", tmp_path / "audit.json", *quick)
+    beside = call("evaluate", model, "--data", table, "--audit", tmp_path / "audit.json",
+                  "--out", out, *quick)
+    short = json.loads(out.read_text())
+    assert short["auroc"]["value"] == 1 and short["audit"] == "alarm" and short["withheld"] is None
     assert beside.exit_code == 0 and re.search(r"auroc\W+1\.000", beside.output)
     assert "audit: alarm" in beside.output and "Audit of these data: alarm." in beside.output
     (tmp_path / "audit.json").write_text(json.dumps(an_audit(None, sha256="0" * 64)))
@@ -124,6 +136,30 @@ def test_a_broken_image_is_named_and_its_number_left_out(one, tmp_path):
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["cases"] == 23 and figures["model"] == "v3" and figures["split"] == "test"
     assert {"auroc", "aupr", "accuracy", "nll", "ece"} <= set(figures)
+
+
+def test_patients_of_the_training_are_never_tested_on(tmp_path):
+    """A folder of class folders brings no split: another draw than the training's holds training patients."""
+    rng, films = np.random.default_rng(1), tmp_path / "films"
+    for number in range(60):
+        place = films / TASK.classes[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Picture.fromarray(a_film(rng, 60 * (number % 2))).save(place)
+    model = tmp_path / "m.safetensors"
+    split = work_folder(model) / "data-split.csv"
+    fit(read_cohort(films, TASK, frozen=split, seed=5), out=model, epochs=1, batch_size=8, samples=2,
+        backbones=("test_efficientnet", "test_resnet"), weights="none", preprocessing=Preprocessing(size=64),
+        shape={"width": 8, "heads": 2, "fused": 16, "hidden": 12})
+    refused = call("evaluate", model, "--data", films, "--resamples", 20)
+    assert isinstance(refused.exception, ValueError)
+    assert re.match(r"test split: need patients whom the model was not trained on, got \d+ of \d+ whom it "
+                    "was. Give the table of the training's own split: data-split.csv", str(refused.exception))
+    found = call("evaluate", model, "--data", split, "--resamples", 20, "--out", tmp_path / "out.json")
+    assert found.exit_code == 0 and json.loads((tmp_path / "out.json").read_text())["cases"] == \
+        len(read_cohort(split, TASK).split("test"))
+    report = call("evaluate", model, "--data", split, "--resamples", 20, "--report", tmp_path / "r",
+                  "--no-explain", "--shifts", 0, "--no-gallery")
+    assert report.exit_code == 0 and "training_patients" not in (tmp_path / "r/evaluation.json").read_text()
 
 
 def test_prevalence_is_read_or_refused():
@@ -152,6 +188,9 @@ def test_marking_writes_into_the_model_file_which_maps_failed_and_the_card_still
     monkeypatch.setattr("dcaf_monai.evaluation_parts.EXPLAINED", 4)  # images, to be quick
     path = tmp_path / "m.safetensors"
     save_model(one.model, path)
+    kept = tmp_path / "m.models" / "v3.safetensors"
+    kept.parent.mkdir()
+    save_model(one.model, kept)
     found = call("evaluate", path, "--data", table, "--report", tmp_path / "r", "--no-gallery",
                  "--resamples", 20, "--shifts", 0, "--mark")
     assert found.exit_code == 0, found.output
@@ -159,6 +198,7 @@ def test_marking_writes_into_the_model_file_which_maps_failed_and_the_card_still
     failed = tuple(kind for kind, each in told.items() if not each["passes"])
     marked = load_model(path)
     assert marked.unfaithful == failed and marked.version == one.model.version
+    assert kept.read_bytes() == path.read_bytes()   # what a rollback would put there
     (tmp_path / "notes.toml").write_text('data = "Films."\nlicence = "None."\nfaults = ["Drawn."]\n')
     carded = call("card", path, "--evaluation", tmp_path / "r/evaluation.json", "--data-notes",
                   tmp_path / "notes.toml", "--out", tmp_path / "card.md")
