@@ -29,6 +29,9 @@ def evaluate(
     audit: Annotated[Path | None, typer.Option(help="The audit.json of dcaf audit on the same data.")] = None,
     outside: Annotated[list[Path] | None, typer.Option(help="Folder or CSV of pictures that are none of the "
                                                        "task; may be given again.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of masks named as the images, FILM.png or "
+                                               "FILM.nrrd, such as of the lungs: tells the share of each "
+                                               "map's heat inside.")] = None,
     shifts: Annotated[int, typer.Option(min=0, help="How many images each shift is tried on; 0 for "
                                         "none.")] = 100,
     explain: Annotated[bool, typer.Option("--explain/--no-explain",
@@ -54,12 +57,15 @@ def evaluate(
     from dcaf_monai.headline import audit_verdict, labels_of
     from dcaf_monai.model import load_model, save_model
     from dcaf_monai.outside import outside_files
+    from dcaf_monai.pointing import mask_files
     from dcaf_monai.predict import Predictor
     from dcaf_monai.publish import shelf
 
     if outside and not report:
         raise ValueError("--outside: need --report FOLDER beside it, got none. The table on the terminal has "
                          "no such pictures.")
+    if masks and not (report and explain):
+        raise ValueError("--masks: need --report and a check of the explanations, got one without.")
     if mark and not (report and explain):
         raise ValueError("--mark: need --report and a check of the explanations, got one without.")
     labels = labels_of(models)
@@ -73,6 +79,7 @@ def evaluate(
     audited = read_audit(audit) if audit else None
     if audited:
         audit_verdict(audited, cohort)  # an audit of other data is refused before the hours, not after
+    known = mask_files(masks, cohort.split(split)) if masks else None
     others = _titled([(path, outside_files(path)) for path in outside or ()])
     settings = work.Settings(split=split, prevalence=shares, resamples=resamples, seed=seed,
                              shift_images=shifts if report else 0,
@@ -83,7 +90,7 @@ def evaluate(
                                  validation=report is not None, notify=notify)
                     for model, label in zip(loaded, labels, strict=True)]
         found = work.evaluate(examined, cohort, settings=settings, outside=others, audit=audited,
-                              notify=notify)
+                              masks=known, notify=notify)
         if report:
             page = write_evaluation(found, report, gallery=GALLERY if gallery else 0)
     if mark:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from dcaf_monai import conformal, faithful
@@ -99,7 +100,7 @@ def _require_unmet(model: Model, cohort: Cohort, splits: Iterable[str]) -> None:
 
 def evaluate(examined: Sequence[Examined], cohort: Cohort, *, settings: Settings | None = None,
              outside: Mapping[str, Sequence[File]] | None = None, audit: Mapping[str, Any] | None = None,
-             notify: Notify | None = None) -> Evaluation:
+             masks: Mapping[str, Path] | None = None, notify: Notify | None = None) -> Evaluation:
     """Every figure of every model.
 
     Args:
@@ -109,9 +110,11 @@ def evaluate(examined: Sequence[Examined], cohort: Cohort, *, settings: Settings
         settings: By default `Settings`.
         outside: Pictures that are none of the task, by title.
         audit: The content of ``audit.json``.
+        masks: Image name to a file with where heat should lie, such as the lungs (`pointing.mask_files`).
         notify: Told (what, done, total).
 
     Raises:
+        ImageError: For a mask that does not fit its image.
         ValueError: For an audit of other data, a test patient on whom the model was fitted, or settings
             that do not fit.
     """
@@ -134,7 +137,7 @@ def evaluate(examined: Sequence[Examined], cohort: Cohort, *, settings: Settings
         found["outside"] = outside_table(one, cases, settings, outside or {}, reference, notify)
         found["explanations"] = None
         if settings.explain:
-            checked[one.label] = explained(one, cases, settings, notify)
+            checked[one.label] = explained(one, cases, settings, masks or {}, notify)
             found["explanations"] = checked[one.label].document(resamples=settings.resamples,
                                                                 seed=settings.seed)
         documents.append(found)

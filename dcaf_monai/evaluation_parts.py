@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from dcaf_monai.drift import FEWEST, Reference, fit_reference
 from dcaf_monai.image import ImageError
 from dcaf_monai.model import Model
 from dcaf_monai.outside import MOST_IMAGES, SEVERITIES, outside_row, shifted_answers, spaced, warned_share
-from dcaf_monai.pointing import phantom_lesions
+from dcaf_monai.pointing import masks_on_input, phantom_lesions
 from dcaf_monai.predict import Predictor
 from dcaf_monai.processes import peak_memory_mib
 from dcaf_monai.selective import selective
@@ -230,22 +231,29 @@ def drift_reference(one: Examined) -> tuple[Reference | None, str]:
     return fit_reference(held.pooled[fit], held.pooled[others]), "validation"
 
 
-def explained(one: Examined, cases: Sequence[Case], settings: Settings,
+def explained(one: Examined, cases: Sequence[Case], settings: Settings, masks: Mapping[str, Path],
               notify: Notify | None) -> faithful.Faithfulness:
-    """The check of the explanations on evenly spaced cases of the split."""
-    inputs, groups = [], []
-    for case in spaced(cases, settings.explain):
+    """The check of the explanations on evenly spaced cases of the split, those with a mask first."""
+    chosen = spaced([case for case in cases if case.uid in masks], settings.explain)
+    chosen += spaced([case for case in cases if case.uid not in masks], settings.explain - len(chosen))
+    inputs, groups, uids, places = [], [], [], []
+    for case in chosen:
         try:
-            inputs.append(read_input(case.path, one.model.preprocessing, uid=case.uid, frame=case.frame)[1])
+            image, tensor, placement = read_input(case.path, one.model.preprocessing, uid=case.uid,
+                                                  frame=case.frame)
         except ImageError:
             continue
+        inputs.append(tensor)
         groups.append(case.group)
+        uids.append(case.uid)
+        places.append((placement, image.geometry))
     task, lesions = one.model.task, None
     if "CHEST" in task.body_parts and "normal" in task.classes:  # what a phantom can show
         ill = next(column for column, name in enumerate(task.classes) if name != "normal")
         lesions = phantom_lesions(one.model.preprocessing, target=ill, count=PHANTOMS, seed=settings.seed)
     return faithful.check_explanations(
         one.model.network, torch.stack(inputs), groups=groups, temperature=one.model.temperature,
+        masks=masks_on_input(masks, uids, places) if masks else None,
         lesions=lesions, limit=settings.explain, seed=settings.seed,
         progress=lambda stage, done, total: told(notify, one.label, stage)(done, total))
 

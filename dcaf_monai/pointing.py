@@ -10,7 +10,8 @@ what even heat would give.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from dcaf_monai.cohort import Case
 from dcaf_monai.explainer import BATCH, Explainer, centre_prior, class_probabilities, explainer_for
 from dcaf_monai.image import Geometry, Image, ImageError, Placement
 from dcaf_monai.network import DualCrossAttentionFusion
@@ -173,6 +175,35 @@ def energy_inside(heat: np.ndarray, mask: np.ndarray) -> float:
     """
     total = float(heat.sum(dtype=np.float64))
     return float((heat * mask).sum(dtype=np.float64)) / total if total > 0 else float("nan")
+
+
+def mask_files(folder: Path, cases: Iterable[Case]) -> dict[str, Path]:
+    """The masks of a folder by image name: for ``film.dcm`` the file ``film.png`` or ``film.nrrd``.
+
+    Raises:
+        ValueError: For no such folder, no mask of any of the cases, or a name that two masks or two images
+            have.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"masks: need a folder of masks, got {Path(folder).name!r}, which is none.")
+    files, images = Counter[str](), dict[str, set[Path]]()
+    place: dict[str, Path] = {}
+    for file in sorted(Path(folder).rglob("*")):
+        if file.suffix.lower() in (".png", ".nrrd"):
+            place[file.stem] = file
+            files[file.stem] += 1
+    masks = {}
+    for case in cases:
+        if (name := case.path.stem) in place:
+            images.setdefault(name, set()).add(case.path)
+            masks[case.uid] = place[name]
+    if not masks:
+        raise ValueError("masks: need files named as the images, FILM.png or FILM.nrrd for FILM.dcm, got "
+                         "none for any image of the split.")
+    if any(files[name] > 1 or len(paths) > 1 for name, paths in images.items()):
+        raise ValueError("masks: need one mask for one image of the same name, got a name that two of them "
+                         "have. Rename one.")
+    return masks
 
 
 def masks_on_input(masks: Mapping[str, Mask], uids: Sequence[str],

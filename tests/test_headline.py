@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image as Picture
 from small_evaluation import TASK, Taken, a_film, a_model, a_table
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 from dcaf_monai import cli_evaluate
 from dcaf_monai.cohort import read_cohort
 from dcaf_monai.evaluate import examine
+from dcaf_monai.explainer import class_probabilities, explainer_for
 from dcaf_monai.headline import audit_verdict, headline, labels_of
 from dcaf_monai.model import load_model, save_model
 from dcaf_monai.predict import Predictor
 from dcaf_monai.train import fit, work_folder
-from dcaf_monai.transforms import Preprocessing
+from dcaf_monai.transforms import Preprocessing, read_input
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(cli_evaluate.evaluate)
@@ -160,6 +162,40 @@ def test_patients_of_the_training_are_never_tested_on(tmp_path):
     report = call("evaluate", model, "--data", split, "--resamples", 20, "--report", tmp_path / "r",
                   "--no-explain", "--shifts", 0, "--no-gallery")
     assert report.exit_code == 0 and "training_patients" not in (tmp_path / "r/evaluation.json").read_text()
+
+
+def test_the_share_of_heat_inside_given_masks_is_in_the_report(one, table, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcaf_monai.evaluation_parts.EXPLAINED", 3)
+    model, masks = tmp_path / "m.safetensors", tmp_path / "masks"
+    save_model(one.model, model)
+    masks.mkdir()
+    left = np.zeros((72, 96), np.uint8)
+    left[:, :48] = 255
+    marked = read_cohort(table, TASK).split("test")[5:8]   # none that would be chosen without masks
+    for case in marked:
+        Picture.fromarray(left).save(masks / f"{case.path.stem}.png")
+    settings = ("--data", table, "--report", tmp_path / "r", "--no-gallery", "--resamples", 20, "--shifts", 0)
+    found = call("evaluate", model, *settings, "--masks", masks)
+    assert found.exit_code == 0, found.output
+    energy = json.loads((tmp_path / "r/evaluation.json").read_text())["models"][0]["explanations"]["kinds"]
+    inputs = torch.stack([read_input(case.path, one.model.preprocessing)[1] for case in marked])
+    said = class_probabilities(one.model.network, inputs, temperature=2.0).argmax(1)
+    heat = explainer_for(one.model.network, None)(one.model.network, inputs, said)["class_activation"]
+    cells = heat[:, 1:-1, :heat.shape[2] // 2].sum((1, 2)) / heat.sum((1, 2))   # letter-boxed: 48 of 64 rows
+    assert heat.shape[1:] == (8, 8)
+    assert energy["class_activation"]["energy"]["area"]["value"] == pytest.approx(3 / 8)
+    assert energy["class_activation"]["energy"]["inside"]["value"] == pytest.approx(cells.mean(), abs=0.05)
+    words = Taken((tmp_path / "r/report.html").read_text()).words
+    assert "Heat inside masks" in words
+    wrong = masks / "wrong"
+    wrong.mkdir()
+    Picture.fromarray(left[:10]).save(wrong / "nobody.png")
+    for folder, sentence in ((wrong, "got none for any"), (tmp_path / "none", "need a folder of masks")):
+        refused = call("evaluate", model, *settings, "--masks", folder)
+        assert isinstance(refused.exception, ValueError) and sentence in str(refused.exception)
+    Picture.fromarray(left).save(wrong / f"{case.path.stem}.png")
+    refused = call("evaluate", model, *settings, "--masks", masks)
+    assert isinstance(refused.exception, ValueError) and "that two of them have" in str(refused.exception)
 
 
 def test_prevalence_is_read_or_refused():
