@@ -106,8 +106,9 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
     Returns:
         Plain JSON values. ``variants``: name to ``figures`` (mean, sd, n over seeds; the names of
         `SHOWN`; None for one that some seed does not have, as failure AUROC without a failure),
-        ``minutes``, ``best_epoch``; ``differences``: name to figure to ``{"value", "low", "high"}``, dcaf
-        minus the variant, mean over seeds, 95 % interval over patients and seeds; ``ways``: way of being
+        ``minutes``, ``best_epoch``; ``differences``: name to figure to ``{"value", "low", "high", "p",
+        "p_holm"}``, dcaf minus the variant, mean over seeds, 95 % interval over patients and seeds, p of no
+        difference from the same draws, alone and after Holm (1979) for all variants; ``ways``: way of being
         unsure to figures and conformal coverage; ``counts``, ``epochs``, ``seeds``, ``minutes`` of this call,
         ``peak_memory_mib``.
 
@@ -149,8 +150,8 @@ def ablate(cohort: Cohort, *, folder: Path, cache: Path, backbones: tuple[str, s
             "figures": _spreads([{kind: float(each[kind][0]) for kind in SHOWN} for each in drawn[name]]),
             "minutes": [run.model.provenance["minutes"] for run in runs[name]],
             "best_epoch": [run.model.provenance["best_epoch"] for run in runs[name]]} for name in runs},
-        "differences": {name: table.difference(drawn["dcaf"], drawn[name])
-                        for name in runs if name != "dcaf"},
+        "differences": _holm({name: table.difference(drawn["dcaf"], drawn[name])
+                              for name in runs if name != "dcaf"}),
         "ways": {way: _spreads(found) for way, found in ways.items()},
         "minutes": round((time.monotonic() - started) / 60, 1),
         "peak_memory_mib": round(peak_memory_mib())}
@@ -211,7 +212,8 @@ class _Table:
         found = {}
         for kind in SHOWN:
             each = np.stack([a[kind] - b[kind] for a, b in zip(ours, others, strict=True)])
-            found[kind] = metrics.interval(each[taken, np.arange(draws)[:, None]].mean(1), patients)
+            drawn = each[taken, np.arange(draws)[:, None]].mean(1)
+            found[kind] = {**metrics.interval(drawn, patients), "p": _two_sided(drawn[1:])}
         return found
 
     def ways(self, run: Run, seed: int) -> dict[str, dict[str, Any]]:
@@ -330,6 +332,27 @@ def _trained(cohort: Cohort, out: Path, *, seed: int, shape: Mapping[str, Any], 
         raise TrainError(f"{out.name}: need a model of these data and settings, got one of other "
                          f"{', '.join(other)}. Choose another folder.")
     return model
+
+
+def _two_sided(drawn: np.ndarray) -> float | None:
+    """p of no difference: twice the share of draws on the rarer side of zero; never 0."""
+    known = drawn[np.isfinite(drawn)]
+    rarer = min((known <= 0).sum(), (known >= 0).sum())
+    return min(1.0, 2 * float(rarer + 1) / (len(known) + 1)) if len(known) else None
+
+
+def _holm(differences: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Adds ``p_holm`` to every figure: its p among those of all variants."""
+    for kind in SHOWN:
+        known = sorted((found[kind] for found in differences.values() if found[kind]["p"] is not None),
+                       key=lambda figure: figure["p"])
+        least = 0.0
+        for place, figure in enumerate(known):
+            least = max(least, min(1.0, (len(known) - place) * figure["p"]))
+            figure["p_holm"] = least
+        for found in differences.values():
+            found[kind].setdefault("p_holm", None)
+    return differences
 
 
 def _spreads(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

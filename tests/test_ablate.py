@@ -11,11 +11,14 @@ from sklearn.metrics import log_loss
 from dcaf_monai import metrics
 from dcaf_monai.ablate import (
     AVERAGE,
+    SHOWN,
     WAYS,
     Split,
+    _holm,
     _mean_sd,
     _spreads,
     _Table,
+    _two_sided,
     ablate,
     ablation_table,
     write_ablation,
@@ -99,6 +102,15 @@ def test_the_interval_of_a_difference_knows_the_seeds():
     nll = [-np.log(right) + np.log(.7) for right in (.9, .6)]
     assert both["value"] == pytest.approx(np.mean(nll))
     assert both["low"] == pytest.approx(min(nll)) and both["high"] == pytest.approx(max(nll))
+
+
+def test_holm_leaves_the_least_p_the_most_to_prove():
+    figures = {"a": .01, "b": .04, "c": .03, "d": None}
+    told = _holm({name: {kind: {"p": p} for kind in SHOWN} for name, p in figures.items()})
+    assert {name: each["nll"]["p_holm"] for name, each in told.items()} == {
+        "a": pytest.approx(.03), "c": pytest.approx(.06), "b": pytest.approx(.06), "d": None}
+    assert _two_sided(np.array([-1., 1, 2, 3])) == pytest.approx(.8)
+    assert _two_sided(np.array([1.] * 199)) == pytest.approx(.01) and _two_sided(np.array([np.nan])) is None
 
 
 def test_runs_that_stand_are_not_repeated_and_others_settings_are_refused(document, cohort, work):
