@@ -8,7 +8,6 @@ repeated.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -360,42 +359,3 @@ def _spreads(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {kind: [value for each in found if (value := each[kind]) is not None and np.isfinite(value)]
                for kind in found[0]}
     return {kind: spread(values) if len(values) == len(found) else None for kind, values in columns.items()}
-
-
-def write_ablation(document: Mapping[str, Any], folder: Path) -> None:
-    """``ablation.json``, and the two tables as ``ablation.md``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"ablation-{document['task']}"
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(ablation_table(document), encoding="utf-8")
-
-
-def ablation_table(document: Mapping[str, Any]) -> str:
-    """Both tables in Markdown: variants with paired differences, and ways of being unsure."""
-    kinds = ("auroc", "aupr", "accuracy", "nll", "ece", "aurc")
-    head = "| variant | " + " | ".join(kinds) + " | dcaf minus it: auroc | nll |"
-    rows = [head, "|" + "---|" * (len(kinds) + 3)]
-    for name, found in document["variants"].items():
-        cells = [_mean_sd(found["figures"][kind]) for kind in kinds]
-        paired = document["differences"].get(name)
-        cells += [_with_interval(paired[kind]) if paired else "" for kind in ("auroc", "nll")]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    shown = ("nll", "brier", "ece", "aurc", "augrc", "failure_auroc", "failure_auroc_entropy",
-             "failure_auroc_mutual_information", "ece_held_out_validation", "coverage_class_0.1",
-             "worst_class_class_0.1", "size_class_0.1")
-    rows += ["", "| way | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
-    for way, figures in document["ways"].items():
-        rows.append(f"| {way} | " + " | ".join(_mean_sd(figures[kind]) for kind in shown) + " |")
-    return "\n".join(rows) + "\n"
-
-
-def _mean_sd(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value['mean']:.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
-
-
-def _with_interval(value: Mapping[str, Any]) -> str:
-    if value["low"] is None:
-        return "–" if value["value"] is None else f"{value['value']:+.3f}"
-    return f"{value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"

@@ -33,7 +33,8 @@ def ablate(
     Also compares ways of being unsure: softmax, temperature, MC-dropout in the head and in the fusion,
     last-layer Laplace and an ensemble of heads. Interrupted, the same command goes on where it stopped.
     """
-    from dcaf_monai.ablate import VARIANTS, ablate, ablation_table, write_ablation
+    from dcaf_monai.ablate import VARIANTS, ablate
+    from dcaf_monai.ablation_tables import ablation_table, write_ablation
     from dcaf_monai.cohort import read_cohort
     from dcaf_monai.features import CacheError
     from dcaf_monai.tasks import task_named

@@ -1,8 +1,10 @@
 """What a simulation says: learning curves, area under them, labels needed, and savings against random.
 
 Runs of different seeds are compared in pairs: seed s starts every strategy from the same patients (where
-the cold start is random) and the same initial weights. Intervals are percentile bootstraps over seeds and
-so tell of draws and starts, not of other patients: the training and judged splits are fixed.
+the cold start is random) and the same initial weights. Intervals are bootstraps over seeds and so tell of
+draws and starts, not of other patients: the training and judged splits are fixed. A percentile interval of
+five seeds covers the truth in some 84 of 100 cases instead of 95; its ends are therefore taken further out,
+as Student's t and the factor n / (n - 1) of the variance ask for (Hesterberg 2015, expanded percentiles).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 from sklearn.isotonic import IsotonicRegression
 
 from dcaf_monai.image import Notice
@@ -178,18 +181,20 @@ def _told(curve: Curve, rival: Curve, reach: list[list[float]], rival_reach: lis
     for share, own, other in zip(SHARES, reach, rival_reach, strict=True):
         needed, rivals = _spread(own, draws), _spread(other, draws)
         ratio = needed / np.minimum(rivals, rival.labels[-1])
-        levels[f"{share:.2f}"] = {"labels": _interval(needed), "share_of_images": _interval(needed / images),
-                                  "ratio_to_random": _interval(ratio),
+        levels[f"{share:.2f}"] = {"labels": interval(needed, len(area)),
+                                  "share_of_images": interval(needed / images, len(area)),
+                                  "ratio_to_random": interval(ratio, len(area)),
                                   "random_reached": bool(np.isfinite(rivals[0]))}
     return {"labels": curve.labels.tolist(), "patients": curve.patients.tolist(),
             "auroc": curve.auroc.mean(0).tolist(), "auroc_sd": curve.auroc.std(0, ddof=1).tolist(),
             "accuracy": curve.accuracy.mean(0).tolist(),
             "area": {"mean": float(area.mean()), "sd": float(area.std(ddof=1))},
-            "area_over_random": _interval((area - rival_area)[draws].mean(1)), "reach": levels}
+            "area_over_random": interval((area - rival_area)[draws].mean(1), len(area)), "reach": levels}
 
 
-def _interval(values: np.ndarray) -> Mapping[str, float | None]:
-    """The figure itself (first) and its 95 % interval; null for what is not reached."""
-    low, high = np.quantile(values[1:], [0.025, 0.975], method="inverted_cdf")
+def interval(values: np.ndarray, seeds: int) -> Mapping[str, float | None]:
+    """The figure itself (first) and the 95 % interval of its draws; null for what is not reached."""
+    tail = float(norm.cdf(np.sqrt(seeds / (seeds - 1)) * t.ppf(0.025, seeds - 1)))
+    low, high = np.quantile(values[1:], [tail, 1 - tail], method="inverted_cdf")
     return {name: float(value) if np.isfinite(value) else None
             for name, value in (("value", values[0]), ("low", low), ("high", high))}

@@ -15,14 +15,12 @@ from dcaf_monai.ablate import (
     WAYS,
     Split,
     _holm,
-    _mean_sd,
     _spreads,
     _Table,
     _two_sided,
     ablate,
-    ablation_table,
-    write_ablation,
 )
+from dcaf_monai.ablation_tables import NAMES, _mean_sd, ablation_table, write_ablation
 from dcaf_monai.cohort import read_cohort
 from dcaf_monai.model import load_model
 from dcaf_monai.phantom import write_films
@@ -137,7 +135,15 @@ def test_the_single_branches_are_what_they_say(document, work):
 
 def test_tables_show_every_variant_and_way_and_are_written(document, tmp_path):
     text = ablation_table(document)
-    assert all(f"| {name} |" in text for name in (*document["variants"], *WAYS))
+    first, second = SETTINGS["backbones"]
+    assert all(f"| {NAMES[name].format(first=first, second=second)} |" in text
+               for name in (*document["variants"], *WAYS))
+    assert f"Trunks {first} and {second}, frozen, of none. 2 seeds, 2 epochs, 12 test images." in text
+    assert "| normal (2) | pneumonia (2) |" in text   # calibration cases
+    assert "is an alarm" not in text
+    perfect = json.loads(json.dumps(document))
+    perfect["variants"]["dcaf"]["figures"]["auroc"]["mean"] = .999
+    assert "An AUROC above 0.995 is an alarm" in ablation_table(perfect)
     write_ablation(document, tmp_path)
     assert json.loads((tmp_path / "ablation-pneumonia.json").read_text()) == document
     assert (tmp_path / "ablation-pneumonia.md").read_text() == text

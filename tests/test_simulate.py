@@ -18,7 +18,7 @@ from dcaf_monai.cli_simulate import simulate as command
 from dcaf_monai.cohort import Case, Cohort, write_cohort
 from dcaf_monai.image import Notice
 from dcaf_monai.learner import Recipe, fit_heads, penultimate
-from dcaf_monai.learning_curves import curves, labels_to_reach, summary, write_report
+from dcaf_monai.learning_curves import curves, interval, labels_to_reach, summary, write_report
 from dcaf_monai.network import DualCrossAttentionFusion
 from dcaf_monai.simulate import Plan, represented, simulate
 from dcaf_monai.tasks import TASKS
@@ -200,6 +200,18 @@ def test_heads_side_by_side_equal_heads_trained_alone(vectors):
     for head, other in zip(together, alone, strict=True):
         for one, two in zip(head.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_an_interval_of_five_seeds_covers_as_often_as_it_says():
+    rng, covered, percentile = np.random.default_rng(0), 0, 0
+    draws = np.concatenate([np.arange(5)[None], rng.integers(5, size=(2000, 5))])
+    for _ in range(400):
+        means = rng.normal(size=5)[draws].mean(1)
+        told = interval(means, 5)
+        covered += told["low"] <= 0 <= told["high"]
+        percentile += np.quantile(means[1:], .025) <= 0 <= np.quantile(means[1:], .975)
+    assert percentile < 0.88 * 400   # why it is not the plain one
+    assert 0.925 * 400 < covered < 0.985 * 400
 
 
 def test_a_head_of_one_step_follows_adamw_by_hand():
