@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLICER := .venv-slicer
 
-.PHONY: demo test test-main test-slicer check lint bench clean
+.PHONY: demo test test-main test-slicer check lint bench results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcaf demo demo
@@ -28,6 +28,11 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Every experiment of docs/results.md again: make results DATA=path/to/index.csv
+results: $(VENV)/.installed
+	@test -n "$(DATA)" || { echo "DATA: need the table of the images. Say make results DATA=path/to/index.csv."; exit 2; }
+	$(BIN)/python -m benchmarks.results --data "$(DATA)" $(RESULTS)
 
 $(VENV)/.installed: requirements.lock requirements-py310.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "python: need Python 3.10 to 3.12 on the PATH. Install one, or say make PYTHON=/path/to/python."; exit 2; }

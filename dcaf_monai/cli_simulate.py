@@ -138,6 +138,9 @@ def _show(document: dict[str, Any]) -> None:
                 cells += [_figure(level["labels"], ".0f"), ratio]
             table.add_row(*cells)
         console.print(table)
+        if chosen := document["chosen_on_validation"][size]:
+            console.print(f"Best on validation, and so free of the luck of the best of many: {chosen}.",
+                          highlight=False, soft_wrap=True)
 
 
 def _figure(figure: dict[str, float | None], form: str) -> str:
