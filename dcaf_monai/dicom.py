@@ -11,6 +11,7 @@ Paragraph numbers are of DICOM PS3.3.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,8 @@ from dcaf_monai.raster import raster_display, read_raster
 
 MAX_BYTES = 256 << 20
 MAX_ELEMENTS = 100_000
+MAX_FRAMES = 10_000
+"""Of one file; the largest tomograms have about 2,000."""
 SOP_CLASSES = frozenset("1.2.840.10008.5.1.4.1.1." + tail for tail in (
     "1", "1.1", "1.1.1",  # CR, DX for presentation, DX for processing
     "7", "7.2", "7.3", "7.4",  # secondary capture: plain, multi-frame grey byte and word, colour
@@ -108,9 +111,10 @@ def frame_count(path: str | Path) -> int:
     """Number of frames a DICOM file says it has, from its header without pixels; 1 unless stated.
 
     Raises:
-        ImageError: As `read_header`, and ``bad_header``.
+        ImageError: As `read_header`; ``bad_header``; ``truncated`` when the file cannot hold so many;
+            ``too_large``.
     """
-    return _frames_of(read_header(path, last=0x00280008))
+    return uid_and_frames(path)[1]
 
 
 def uid_and_frames(path: str | Path) -> tuple[str, int]:
@@ -119,11 +123,11 @@ def uid_and_frames(path: str | Path) -> tuple[str, int]:
     Raises:
         ImageError: As `sop_instance_uid` and `frame_count`.
     """
-    header = read_header(path, last=0x00280008)
-    return _uid_of(header), _frames_of(header)
+    header = read_header(path, last=0x00280100)
+    return _uid_of(header), _frames_of(header, Path(path).stat().st_size)
 
 
-def read_header(path: str | Path, *, last: int = 0x7FDFFFFF) -> Dataset:
+def read_header(path: str | Path, *, last: int = 0x7FDFFFFF) -> FileDataset:
     """The attributes of a DICOM file up to the tag ``last``; by default all but the pixels.
 
     Raises:
@@ -216,7 +220,8 @@ def _uid_of(header: Dataset) -> str:
     return name
 
 
-def _frames_of(header: Dataset) -> int:
+def _frames_of(header: FileDataset, size: int) -> int:
+    """How many frames; no more than a file of ``size`` bytes can hold, so that nobody makes room for others."""
     try:
         frames = int(header.get("NumberOfFrames", 1) or 1)
     except (TypeError, ValueError):
@@ -224,6 +229,16 @@ def _frames_of(header: Dataset) -> int:
     if frames < 1:
         raise ImageError("bad_header", "Number of Frames: need a whole number from 1, got something else. "
                          "The file is damaged.")
+    if frames > MAX_FRAMES:
+        raise ImageError("too_large", f"Number of Frames: need at most {MAX_FRAMES}, got {frames}. Export the "
+                         "image again, in parts if it is so long.")
+    syntax = header.file_meta.TransferSyntaxUID
+    sides = [header.get(key) for key in ("Rows", "Columns", "BitsAllocated")]
+    least = 8 if syntax.is_encapsulated or not all(type(side) is int for side in sides) else (
+        math.prod(sides) // 8)  # a compressed frame has at least the head of an item
+    if frames > 1 and frames * least > (MAX_BYTES if syntax.is_deflated else size):
+        raise ImageError("truncated", f"Pixel data: need {frames} frames, got a file too small for them. "
+                         "Export it again.")
     return frames
 
 
@@ -266,7 +281,7 @@ def _checked(data: bytes, uid: str | None, frame: int | None) -> tuple[FileDatas
                          "photograph or tomography, got another SOP class.")
     if "PixelData" not in header:
         raise ImageError("no_pixels", "File: need pixel data, got none.")
-    found, frames = _uid_of(header), _frames_of(header)
+    found, frames = _uid_of(header), _frames_of(header, len(data))
     if uid is not None and uid != found:
         stem, _, number = uid.partition(":")
         if stem != found or not number.isdecimal() or frame not in (None, int(number)):

@@ -165,7 +165,7 @@ def test_a_window_of_width_one_is_a_threshold() -> None:
     ({"PhotometricInterpretation": "PALETTE COLOR"}, "photometric"), ({"SamplesPerPixel": 3}, "photometric"),
     ({"BitsStored": None}, "bad_header"), ({"PixelData": bytes(500)}, "truncated"),
     ({"RescaleSlope": "0"}, "constant"), ({"PixelData": bytes(66 * 70 * 2)}, "constant"),
-    ({"NumberOfFrames": "2"}, "frame_needed"), ({"NumberOfFrames": "-2"}, "bad_header"),
+    ({"NumberOfFrames": "2"}, "truncated"), ({"NumberOfFrames": "-2"}, "bad_header"),
     ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "constant")])
 def test_a_film_that_cannot_be_right_is_refused_with_its_code(header: dict, code: str,
                                                               tmp_path: Path) -> None:
@@ -214,6 +214,15 @@ def test_a_frame_is_named_and_read_alone(tmp_path: Path) -> None:
             ({"uid": "1.2.3"}, "wrong_uid"), ({"uid": f"{uid}:1", "frame": 2}, "wrong_uid")):
         with pytest.raises(ImageError) as caught:
             read_image(path, **arguments)
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("frames", "code"), [("2147483647", "too_large"), ("4", "truncated")])
+def test_more_frames_than_the_file_can_hold_are_refused(frames: str, code: str, tmp_path: Path) -> None:
+    path = _save(_film(NumberOfFrames=frames), tmp_path)
+    for ask in (frame_count, read_image):
+        with pytest.raises(ImageError) as caught:
+            ask(path)
         assert caught.value.code == code
 
 
@@ -313,7 +322,7 @@ NAMED = {  # what the manifest leaves open, or where the code matters
     "real/SC_rgb_32bit.dcm": "bits", "synth/eq_no_preamble.dcm": "not_an_image",
     "synth/j2k_header_huge.dcm": "size_mismatch", "synth/deflate_bomb_2GB.dcm": "too_large",
     "synth/gz_bomb_1GB.dcm.gz": "archive", "synth/zip_slip_bomb.zip": "archive",
-    "synth/huge_declared_dims.dcm": "too_large", "synth/huge_frames.dcm": "frame_needed",
+    "synth/huge_declared_dims.dcm": "too_large", "synth/huge_frames.dcm": "too_large",
     "synth/multiframe3.dcm": "frame_needed", "synth/opt_3frames_oct_converter.dcm": "frame_needed",
     "synth/hostile_strings.dcm": "bad_uid", "synth/slope_zero.dcm": "constant",
     "synth/nested_sq_5000.dcm": "damaged", "synth/rle_bad_offset.dcm": "decode_failed",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from stores import TASK, WRITER, prediction, read, write_dicom
 
+from dcaf_monai.dicom import sop_instance_uid
 from dcaf_monai.server.database import UnknownImage
 from dcaf_monai.server.store import Store
 
@@ -112,3 +113,12 @@ def test_a_withdrawn_image_stays_withdrawn_and_keeps_its_file(store: Store, stud
     store.remove_image("a.png")
     store.refresh()
     assert "a.png" not in store.list_images() and (studies / "a.png").exists()
+
+
+def test_a_folder_of_hostile_files_is_looked_through(tmp_path: Path, shared_data: Path) -> None:
+    traps = shared_data / "dicom_traps"
+    store = Store(traps, TASK, tmp_path / "traps.sqlite3")
+    report = store.refresh()
+    assert report.total == report.added > 60 and report.unreadable > 5
+    with pytest.raises(UnknownImage):                               # it says it has 2^31 - 1 frames
+        store.location(f"{sop_instance_uid(traps / 'synth/huge_frames.dcm')}:1")
