@@ -19,15 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from dcaf_monai.dicom import read_header, sop_instance_uid
 from dcaf_monai.image import ImageError, Notice, patient_digest
+from dcaf_monai.splits import SPLITS, draw_split, read_split
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
-SPLITS = ("train", "val", "test")
-FOLDS = 7
-"""One of seven folds is the test split, one the validation split: about 71 / 14 / 14 per cent."""
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
 # Public collections whose file names are documented to carry a patient number: Kermany's chest films
@@ -156,19 +153,26 @@ def cohort_from_labels(labels: Iterable[tuple[str, Path, int | None, str, str | 
     kept = [replace(case, label=answered.get(case.uid, case.label)) if case.split == "train" else case
             for case in base.cases]
     there = {case.uid for case in base.cases}
-    known = (_read_frozen(frozen) if frozen else {}) | {case.group: case.split for case in base.cases}
+    known = (read_split(frozen) if frozen else {}) | {case.group: case.split for case in base.cases}
     fresh, notices = _identified([row for row in rows if row.uid not in there], task)
     if any(row.group not in known for row in fresh):
         fresh = _under_base_groups(fresh, base)
     new = [row.case(known.get(row.group or "", "train")) for row in fresh]
     cohort = Cohort(task, (*kept, *new), (*base.notices, *notices))
     if frozen:
-        write_cohort(cohort, frozen)
+        write_cohort(cohort, frozen, absent=known)
     return cohort
 
 
-def write_cohort(cohort: Cohort, path: Path) -> None:
-    """Write a cohort as a table that `read_cohort` reads back; whole or not at all."""
+def write_cohort(cohort: Cohort, path: Path, *, absent: Mapping[str, str] | None = None) -> None:
+    """Write a cohort as a table that `read_cohort` reads back; whole or not at all.
+
+    Args:
+        cohort: The cases.
+        path: The table.
+        absent: Split per group. Those without a case now get a row without a file, which is no case: when
+            their images come back they must not be somewhere else.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -177,6 +181,9 @@ def write_cohort(cohort: Cohort, path: Path) -> None:
     for case in cohort.cases:
         file = Path(os.path.relpath(case.path.resolve(), path.parent.resolve())).as_posix()
         writer.writerow((file, cohort.task.name, case.label, case.split, case.group, case.frame or ""))
+    there = {case.group for case in cohort.cases}
+    writer.writerows(("", "", "", split, group, "") for group, split in (absent or {}).items()
+                     if group not in there)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file_:
         file_.write(text.getvalue())
@@ -274,11 +281,12 @@ def _cohort(rows: Sequence[_Row], task: Task, *, frozen: Path | None, seed: int)
     found, notices = _identified(rows, task)
     if all(row.split for row in found):
         return Cohort(task, tuple(row.case(row.split) for row in found), tuple(notices))
-    known = _read_frozen(frozen) if frozen and frozen.exists() else _draw(found, task, seed)
+    known = read_split(frozen) if frozen and frozen.exists() else draw_split(
+        [str(row.group) for row in found], [row.label for row in found], classes=task.classes, seed=seed)
     cohort = Cohort(task, tuple(row.case(known.get(row.group or "", "train")) for row in found),
                     tuple(notices))
     if frozen:
-        write_cohort(cohort, frozen)
+        write_cohort(cohort, frozen, absent=known)
     return cohort
 
 
@@ -341,34 +349,6 @@ def _patient(path: Path) -> str:
         return patient_digest(read_header(path, last=0x00100020))
     except ImageError:
         return ""  # unreadable: training reports it
-
-
-def _draw(rows: Sequence[_Row], task: Task, seed: int) -> dict[str, str]:
-    """Split per group, stratified by class: a seeded draw of whole groups."""
-    groups, labels = np.array([row.group for row in rows]), np.array([row.label for row in rows])
-    fewest = min((len(set(groups[labels == label])), label) for label in task.classes)
-    if fewest[0] < len(SPLITS):
-        raise ValueError(f"{fewest[1]}: need images of at least {len(SPLITS)} patients to make three splits, "
-                         f"got {fewest[0]}. Add images.")
-    folds = StratifiedGroupKFold(min(FOLDS, fewest[0]), shuffle=True, random_state=seed)
-    drawn = [set(groups[held]) for _, held in folds.split(groups, labels, groups)]
-    return {group: "test" if group in drawn[0] else "val" if group in drawn[1] else "train"
-            for group in map(str, groups)}
-
-
-def _read_frozen(path: Path) -> dict[str, str]:
-    """Split per group from a table written earlier; its files need not be there any more."""
-    try:
-        with path.open(encoding="utf-8", newline="") as opened:
-            known = {record["group"]: record["split"] for record in csv.DictReader(opened)}
-    except FileNotFoundError:
-        return {}
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name}: need a frozen split with the columns group and split, got another "
-                         "file.") from error
-    if not set(known.values()) <= set(SPLITS):
-        raise ValueError(f"{path.name}: need splits {', '.join(SPLITS)}, got others.")
-    return known
 
 
 def _check(task: Task, cases: Sequence[Case]) -> None:

@@ -221,7 +221,7 @@ def _uid_of(header: Dataset) -> str:
 
 
 def _frames_of(header: FileDataset, size: int) -> int:
-    """How many frames; no more than a file of ``size`` bytes can hold, so that nobody makes room for others."""
+    """How many frames; refused when a file of ``size`` bytes cannot hold them: others would make room."""
     try:
         frames = int(header.get("NumberOfFrames", 1) or 1)
     except (TypeError, ValueError):
@@ -230,8 +230,8 @@ def _frames_of(header: FileDataset, size: int) -> int:
         raise ImageError("bad_header", "Number of Frames: need a whole number from 1, got something else. "
                          "The file is damaged.")
     if frames > MAX_FRAMES:
-        raise ImageError("too_large", f"Number of Frames: need at most {MAX_FRAMES}, got {frames}. Export the "
-                         "image again, in parts if it is so long.")
+        raise ImageError("too_large", f"Number of Frames: need at most {MAX_FRAMES}, got {frames}. Export it "
+                         "again, in parts if it is so long.")
     syntax = header.file_meta.TransferSyntaxUID
     sides = [header.get(key) for key in ("Rows", "Columns", "BitsAllocated")]
     least = 8 if syntax.is_encapsulated or not all(type(side) is int for side in sides) else (

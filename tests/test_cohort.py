@@ -139,6 +139,19 @@ def test_a_frozen_split_never_moves_and_new_patients_join_training(tmp_path):
     assert again.sha256 == after.sha256
 
 
+def test_a_patient_who_is_away_for_one_reading_comes_back_to_the_same_split(tmp_path):
+    frozen, data = tmp_path / "split.csv", a_folder(tmp_path / "data")
+    before = read_cohort(data, PNEUMONIA, frozen=frozen)
+    away = [case.path for split in SPLITS for case in before.split(split)[:1]]
+    for path in away:
+        path.rename(tmp_path / path.name)
+    assert len(read_cohort(data, PNEUMONIA, frozen=frozen).cases) == len(before.cases) - 3
+    assert len(read_cohort(frozen, PNEUMONIA).cases) == len(before.cases) - 3   # the file is a table, too
+    for path in away:
+        (tmp_path / path.name).rename(path)
+    assert read_cohort(data, PNEUMONIA, frozen=frozen).sha256 == before.sha256
+
+
 def test_a_written_cohort_is_read_back_equal(tmp_path):
     cohort = read_cohort(a_folder(tmp_path / "data"), PNEUMONIA)
     write_cohort(cohort, tmp_path / "elsewhere" / "split.csv")
@@ -245,6 +258,10 @@ def test_a_frozen_split_cannot_overrule_the_base(tmp_path):
     answers = [labelled(tmp_path, 1, group="p3"), labelled(tmp_path, 2, group="p7")]
     cohort = cohort_from_labels(answers, PNEUMONIA, base=base, frozen=frozen)
     assert [case.split for case in cohort.cases[-2:]] == ["val", "test"]
+    without = cohort_from_labels(answers[:1], PNEUMONIA, base=base, frozen=frozen)
+    assert "p7" not in {case.group for case in without.cases}
+    again = cohort_from_labels(answers, PNEUMONIA, base=base, frozen=frozen)
+    assert again.cases[-1].split == "test"
 
 
 def test_labels_alone_are_split_once_and_for_all(tmp_path):
