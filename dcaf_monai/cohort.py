@@ -137,8 +137,9 @@ def cohort_from_labels(labels: Iterable[tuple[str, Path, int | None, str, str | 
         labels: ``(uid, path, frame, label, group)`` per image; a group of None is worked out from the
             file. Answers that are no class (``uncertain``, ``not_assessable``) are passed over.
         task: Whose classes the labels are.
-        base: Cases that are there already. An answer about one of its training cases replaces the
-            label; validation and test labels stay as they were, for they are the common measure.
+        base: Cases that are there already. An answer about one of its training cases (the same file, a
+            copy of it, or DICOM of the same UID) replaces the label; validation and test labels stay as
+            they were, for they are the common measure.
         frozen: As in `read_cohort`; patients of ``base`` keep their split in any case.
         seed: Of the draw, when there is one.
 
@@ -149,12 +150,12 @@ def cohort_from_labels(labels: Iterable[tuple[str, Path, int | None, str, str | 
             for uid, path, frame, label, group in labels if label not in NOT_A_CLASS]
     if base is None:
         return _cohort(rows, task, frozen=frozen, seed=seed)
-    answered = {row.uid: row.label for row in rows}
-    kept = [replace(case, label=answered.get(case.uid, case.label)) if case.split == "train" else case
+    own = _own_cases(rows, base)
+    answered = {case: row.label for row, case in zip(rows, own, strict=True) if case}
+    kept = [replace(case, label=answered.get(case, case.label)) if case.split == "train" else case
             for case in base.cases]
-    there = {case.uid for case in base.cases}
     known = (read_split(frozen) if frozen else {}) | {case.group: case.split for case in base.cases}
-    fresh, notices = _identified([row for row in rows if row.uid not in there], task)
+    fresh, notices = _identified([row for row, case in zip(rows, own, strict=True) if not case], task)
     if any(row.group not in known for row in fresh):
         fresh = _under_base_groups(fresh, base)
     new = [row.case(known.get(row.group or "", "train")) for row in fresh]
@@ -333,7 +334,29 @@ def _with_group(row: _Row, dicom: bool, task_name: str, ways: Counter[str]) -> _
             ways[way] += 1
             return replace(row, group=f"{way}-{patient}")
     ways["file"] += 1  # by content, so that exact copies stay together whatever their names
-    return replace(row, group=f"file-{hashlib.sha256(row.path.read_bytes()).hexdigest()[:16]}")
+    return replace(row, group=f"file-{_content(row.path)[:16]}")
+
+
+def _own_cases(rows: Sequence[_Row], base: Cohort) -> list[Case | None]:
+    """The base's own case of each row; by name last, for two folders may name other pictures alike."""
+    of_place = {(case.path.resolve(), case.frame or 1): case for case in base.cases}
+    of_uid = {case.uid: case for case in base.cases}
+    alike: dict[int, list[Case]] = {}  # a copy has the same size: few files are read
+    for case in base.cases:
+        alike.setdefault(case.path.stat().st_size, []).append(case)
+
+    def own(row: _Row) -> Case | None:
+        frame, named = row.frame or 1, of_uid.get(row.uid)
+        copies = (case for case in alike.get(row.path.stat().st_size, ())
+                  if (case.frame or 1) == frame and _content(case.path) == _content(row.path))
+        known = of_place.get((row.path.resolve(), frame)) or next(copies, None)
+        return known or (named if named and _is_dicom(row.path) and _is_dicom(named.path) else None)
+
+    return [own(row) for row in rows]
+
+
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _under_base_groups(rows: Sequence[_Row], base: Cohort) -> list[_Row]:
@@ -352,16 +375,13 @@ def _patient(path: Path) -> str:
 
 
 def _check(task: Task, cases: Sequence[Case]) -> None:
-    seen: set[tuple[Path, int | None]] = set()
+    if len({(case.path.resolve(), case.frame) for case in cases}) < len(cases):
+        raise ValueError("cases: need each image once, got one twice. Remove the second row.")
     split_of: dict[str, str] = {}
     for case in cases:
         task.class_index(case.label)
         if case.split not in SPLITS:
             raise ValueError(f"split: need one of {', '.join(SPLITS)}, got {case.split!r}.")
-        place = (case.path.resolve(), case.frame)
-        if place in seen:
-            raise ValueError("cases: need each image once, got one twice. Remove the second row.")
-        seen.add(place)
         if split_of.setdefault(case.group, case.split) != case.split:
             raise ValueError(f"group {case.group}: need all its images in one split, got some in "
                              f"{split_of[case.group]} and some in {case.split}.")

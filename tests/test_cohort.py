@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from stores import write_dicom
 
 from dcaf_monai.cohort import SPLITS, Case, Cohort, cohort_from_labels, read_cohort, write_cohort
 from dcaf_monai.phantom import film_to_dicom, phantom
@@ -25,10 +27,10 @@ def a_folder(root, count=30, start=0, classes=("normal", "pneumonia")):
     return root
 
 
-def a_table(path, rows, columns=("file", "task", "label", "split", "group")):
+def a_table(path, rows, columns=("file", "task", "label", "split", "group"), write=True):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
-    for row in rows:
+    for row in rows if write else ():
         (path.parent / row[0]).write_bytes(row[0].encode())
     return path
 
@@ -247,8 +249,34 @@ def test_a_copy_of_a_validation_image_under_another_name_does_not_go_to_training
     base = read_cohort(a_table(tmp_path / "t.csv", ROWS), PNEUMONIA)
     copy = tmp_path / "copy.png"
     copy.write_bytes((tmp_path / "d.png").read_bytes())
-    cohort = cohort_from_labels([("copy.png", copy, None, "pneumonia", None)], PNEUMONIA, base=base)
-    assert (cohort.cases[-1].split, cohort.cases[-1].group) == ("val", "p3")
+    cohort = cohort_from_labels([("copy.png", copy, None, "normal", None)], PNEUMONIA, base=base)
+    assert cohort.cases == base.cases
+
+
+def test_an_image_is_known_by_its_file_and_not_by_what_its_folder_calls_it(tmp_path):
+    """The studies are a sub-folder of the table's, and two folders hold other pictures of one name."""
+    (tmp_path / "studies").mkdir()
+    rows = [(f"studies/{name}", *rest) for name, *rest in ROWS[:2]] + ROWS
+    base = read_cohort(a_table(tmp_path / "t.csv", rows), PNEUMONIA)
+    said = [(name, tmp_path / "studies" / name, None, label, None)
+            for name, label in (("a.png", "pneumonia"), ("b.png", "normal"))]
+    cohort = cohort_from_labels(said, PNEUMONIA, base=base)
+    assert [case.uid for case in cohort.cases] == [case.uid for case in base.cases]
+    assert [case.label for case in cohort.cases[:4]] == ["pneumonia", "normal", "normal", "pneumonia"]
+
+
+def test_dicom_written_anew_is_known_by_its_uid(tmp_path):
+    for number, (name, *_) in enumerate(ROWS):
+        write_dicom(tmp_path / name, f"1.2.{number}")
+    table = a_table(tmp_path / "t.csv", ROWS, write=False)
+    film = dcmread(tmp_path / "a.png")
+    film.SeriesDescription = "sent again"
+    film.save_as(tmp_path / "again.dcm")
+    base = read_cohort(table, PNEUMONIA)
+    cohort = cohort_from_labels([("1.2.0", tmp_path / "again.dcm", None, "pneumonia", None),
+                                 ("1.2.1", tmp_path / "b.png", None, "normal", None)], PNEUMONIA, base=base)
+    assert cohort.cases == (replace(base.cases[0], label="pneumonia"),
+                            replace(base.cases[1], label="normal"), *base.cases[2:])
 
 
 def test_a_frozen_split_cannot_overrule_the_base(tmp_path):
