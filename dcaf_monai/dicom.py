@@ -28,7 +28,15 @@ from pydicom.tag import BaseTag
 
 from dcaf_monai.frames import check_pixel_module, frame_pixels
 from dcaf_monai.grey import colour_to_grey, percentile_window, stored_to_grey, stored_to_values
-from dcaf_monai.image import Display, Geometry, Image, ImageError, Notice, patient_orientation
+from dcaf_monai.image import (
+    Display,
+    Geometry,
+    Image,
+    ImageError,
+    Notice,
+    patient_orientation,
+    plausible,
+)
 from dcaf_monai.raster import raster_display, read_raster
 
 MAX_BYTES = 256 << 20
@@ -347,7 +355,7 @@ def _geometry(header: Dataset, index: int) -> Geometry:
         if np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-3):
             origin = plane("PlanePositionSequence", "ImagePositionPatient", 3)
             place |= {"right": axes[:3], "down": axes[3:], "origin_mm": origin or (0.0, 0.0, 0.0)}
-    return Geometry(shape, **place)
+    return plausible(Geometry(shape, **place))
 
 
 def _nth(header: Dataset | None, keyword: str, index: int) -> Dataset | None:

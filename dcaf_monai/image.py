@@ -102,6 +102,22 @@ class Geometry:
                        spacing_mm=(self.spacing_mm[0] * cell[0], self.spacing_mm[1] * cell[1]))
 
 
+def plausible(geometry: Geometry) -> Geometry:
+    """The geometry a file states, when a picture can have it: arithmetic on 1e308 mm ends nowhere.
+
+    Raises:
+        ImageError: ``geometry``.
+    """
+    spacing = geometry.spacing_mm
+    if not all(1e-5 <= mm <= 1e3 for mm in spacing) or max(map(abs, geometry.origin_mm)) > 1e6:
+        raise ImageError("geometry", "Pixel spacing: need 0.00001 to 1000 mm, less than a kilometre away, "
+                         f"got {spacing[0]:.3g} x {spacing[1]:.3g} mm. Correct the header.")
+    short, long = sorted(side * mm for side, mm in zip(geometry.shape, spacing, strict=True))
+    if long > 100 * short:
+        raise ImageError("geometry", "Image: need sides of at most 1 to 100, got a strip. It is no film.")
+    return geometry
+
+
 @dataclass(frozen=True)
 class Placement:
     """How the square model input covers the source image.

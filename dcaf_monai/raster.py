@@ -15,7 +15,7 @@ import numpy as np
 
 from dcaf_monai.decode import MAX_SAMPLES, MIN_SIDE, decoder
 from dcaf_monai.grey import colour_to_grey, narrow, percentile_window
-from dcaf_monai.image import Display, Geometry, Image, ImageError, Notice
+from dcaf_monai.image import Display, Geometry, Image, ImageError, Notice, plausible
 
 MAX_INFLATED = 256 << 20
 COLOUR_NOTICE = 2 / 255
@@ -33,7 +33,7 @@ def read_raster(data: bytes, *, uid: str, frame: int | None = None, sha256: str 
 
     Raises:
         ImageError: ``not_an_image``, ``archive``, ``too_small``, ``too_large``, ``constant``,
-            ``frame_needed``, ``no_such_frame``, or what `decode.Decoder.raster` raises.
+            ``geometry``, ``frame_needed``, ``no_such_frame``, or what `decode.Decoder.raster` raises.
     """
     values, geometry, several, notices = _values(data, frame)
     if values.min() == values.max():
@@ -83,7 +83,7 @@ def _values(data: bytes, frame: int | None, *,
                          f"{values.shape}.")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ImageError("constant", "Pixels: need finite values, got others. There is nothing to classify.")
-    return values, geometry, several, notices
+    return values, plausible(geometry), several, notices
 
 
 def _colourless(pixels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:

@@ -165,6 +165,8 @@ def test_a_window_of_width_one_is_a_threshold() -> None:
     ({"PhotometricInterpretation": "PALETTE COLOR"}, "photometric"), ({"SamplesPerPixel": 3}, "photometric"),
     ({"BitsStored": None}, "bad_header"), ({"PixelData": bytes(500)}, "truncated"),
     ({"RescaleSlope": "0"}, "constant"), ({"PixelData": bytes(66 * 70 * 2)}, "constant"),
+    ({"PixelSpacing": ["1E308", "1E308"]}, "geometry"), ({"PixelSpacing": ["1E-9", "1E-9"]}, "geometry"),
+    ({"PixelSpacing": ["100", "0.1"]}, "geometry"),
     ({"NumberOfFrames": "2"}, "truncated"), ({"NumberOfFrames": "-2"}, "bad_header"),
     ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "constant")])
 def test_a_film_that_cannot_be_right_is_refused_with_its_code(header: dict, code: str,

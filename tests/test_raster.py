@@ -109,6 +109,8 @@ def test_a_slice_of_a_nifti_volume_is_a_frame(tmp_path: Path) -> None:
 def test_a_sheared_nifti_is_refused(tmp_path: Path) -> None:
     sheared = np.array([[1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     assert _code(_nifti(tmp_path / "s.nii", RAMP.T.astype(np.int16), sheared)) == "geometry"
+    for absurd in (np.diag([1e30, 1e30, 1, 1]), np.eye(4) + 1e30 * np.eye(4, k=3)):
+        assert _code(_nifti(tmp_path / "a.nii", RAMP.T.astype(np.int16), absurd)) == "geometry"
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
