@@ -172,11 +172,17 @@ def test_a_roll_back_forgets_the_places_of_the_version_taken_back(pool: Store) -
     assert pool.rank_by("v2") == 1 and places() == 0
 
 
-def test_a_prediction_saved_again_without_evidence_has_none(pool: Store) -> None:
+def test_a_prediction_saved_again_keeps_its_evidence_until_the_file_changes(pool: Store,
+                                                                            studies: Path) -> None:
+    pool.save_prediction("x00.png", prediction())
+    assert pool.rank_pool("v1") == MANY
+    (studies / "x00.png").write_bytes(b"another picture")
+    pool.refresh()
     pool.save_prediction("x00.png", prediction())
     assert pool.rank_pool("v1") == MANY - 1
     pool.save_prediction("x00.png", prediction(), Evidence(np.zeros(6), np.zeros((5, 3))))
     assert pool.rank_pool("v1") == MANY
+    assert kept(pool)[1].pooled[kept(pool)[0].index("x00.png")].tolist() == [0] * 6
 
 
 def test_evidence_is_kept_as_float16_and_nothing_overflows() -> None:

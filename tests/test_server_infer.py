@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from email.parser import BytesParser
 from email.policy import HTTP
 from io import BytesIO
@@ -32,6 +34,12 @@ def client():
 
 def folder() -> Path:
     return Path(shared_server().settings["studies"])
+
+
+def with_evidence() -> set[str]:
+    """Images that the batch strategies can compare."""
+    with closing(sqlite3.connect(folder() / ".dcaf/dcaf.sqlite3")) as database:
+        return {uid for uid, in database.execute("SELECT uid FROM evidence")}
 
 
 def predictor() -> Predictor:
@@ -199,6 +207,7 @@ def test_a_prediction_is_kept_and_ranks_the_image(client: httpx.Client) -> None:
     assert client.get("/dcaf/prediction", params={"image": "other/ramp 2.jpeg"}).json() == document
     listed = {item["uid"]: item for item in client.get("/dcaf/worklist").json()["items"]}
     assert listed["other/ramp 2.jpeg"]["predictive_entropy"] == document["uncertainty"]["predictive_entropy"]
+    assert "other/ramp 2.jpeg" in with_evidence()
 
 
 def test_the_picture_is_a_small_png(client: httpx.Client) -> None:
@@ -223,6 +232,7 @@ def test_a_batch_predicts_every_image_on_a_machine_without_a_gpu_while_others_ar
     assert slowest < 1.0  # benchmarks/serving.py holds the real figure, on a quiet machine
     for uid in images(client):
         assert client.get("/dcaf/prediction", params={"image": uid}).status_code == 200
+    assert with_evidence() == set(images(client))
     status = client.get("/batch/infer").json()
     assert status["id"] == task["id"] and not [line for line in status["details"] if "/studies" in line]
 

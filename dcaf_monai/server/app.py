@@ -26,6 +26,7 @@ from dcaf_monai.model import ModelError, describe_model
 from dcaf_monai.server.access import redact_logs
 from dcaf_monai.server.published import PublishedModel
 from dcaf_monai.server.queue import PoolScoring, strategies
+from dcaf_monai.server.scores import Evidence
 from dcaf_monai.server.store import Store, StoreError
 from dcaf_monai.server.tasks import NAME, Classify, PredictPool
 from dcaf_monai.server.training import Training
@@ -146,9 +147,10 @@ class DcafApp(MONAILabelApp):
             request = {**request, "image": path, "uid": uid, "frame": frame}
         else:
             request = {**request, "image": request["file"]}
-        file, document = self._infers[NAME](request)
+        file, prediction = self._infers[NAME].answer(request)
+        document = prediction.document()
         if uid:
-            self.store.save_prediction(uid, document)
+            self.store.save_prediction(uid, document, Evidence(prediction.pooled, prediction.sampled))
         return {"label": file, "tag": "original", "file": file, "params": document}
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dcaf_monai.server.database import (
     Database,
     StoreError,
     UnknownImage,
+    evidence,
     failures,
     files,
     images,
@@ -156,8 +157,8 @@ class Pool:
 
     def _drop_scores(self, connection: Connection, uid: str) -> None:
         """Forgets what models said of a file's earlier content."""
-        connection.execute(delete(predictions).where(predictions.c.uid == uid))
-        connection.execute(delete(failures).where(failures.c.uid == uid))
+        for table in (predictions, evidence, failures):
+            connection.execute(delete(table).where(table.c.uid == uid))
         nothing: dict[str, Any] = dict.fromkeys(("ranked_by", *SCORES))
         connection.execute(update(images).where(images.c.uid == uid).values(**nothing))
 

@@ -79,8 +79,8 @@ class Scores:
         Args:
             many: ``(uid, document)``; the document is a Prediction's JSON, with at least
                 ``prediction: [{label, score}]`` and ``model: {version}``.
-            proofs: Evidence of some of them, by uid. An image without it has no place in the batch
-                strategies' orders.
+            proofs: Evidence of some of them, by uid; what is kept already of the same model version stays
+                for the others. An image without any has no place in the batch strategies' orders.
 
         Returns:
             How many were stored.
@@ -101,11 +101,12 @@ class Scores:
                           if name not in ("uid", "model_version")}))
                 connection.execute(update(images).where(images.c.uid == row["uid"]).values(
                     ranked_by=row["model_version"], **{name: row[name] for name in SCORES}))
-                key = {"uid": row["uid"], "model_version": row["model_version"]}
-                connection.execute(delete(evidence).where(
-                    evidence.c.uid == key["uid"], evidence.c.model_version == key["model_version"]))
                 if proofs and row["uid"] in proofs:
-                    connection.execute(evidence.insert().values(**key, **proofs[row["uid"]].row()))
+                    proof = self.database.insert(evidence).values(
+                        uid=row["uid"], model_version=row["model_version"], **proofs[row["uid"]].row())
+                    connection.execute(proof.on_conflict_do_update(
+                        index_elements=["model_version", "uid"],
+                        set_={name: proof.excluded[name] for name in ("pooled", "sampled", "samples")}))
         return len(rows)
 
     def prediction(self, uid: str, model_version: str | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dcaf_monai.image import ImageError
 from dcaf_monai.overlay import KINDS
 from dcaf_monai.predict import Prediction
 from dcaf_monai.server.published import PublishedModel
+from dcaf_monai.server.scores import Evidence
 from dcaf_monai.server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ class Classify(InferTask):
         return str(self._model.path) if self._model.path and (self._model.exists or not validate) else None
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict]:
+        """Path of the heat map or None, and the JSON document (MONAI Label's hook); see `answer`."""
+        file, prediction = self.answer(request)
+        return file, prediction.document()
+
+    def answer(self, request: Mapping[str, Any]) -> tuple[str | None, Prediction]:
         """Answers one request.
 
         Args:
@@ -64,7 +70,7 @@ class Classify(InferTask):
                 ``class`` that the map explains, ``result_extension``, ``folder`` for the map.
 
         Returns:
-            Path of the heat map or None, and the JSON document.
+            Path of the heat map or None, and the prediction.
 
         Raises:
             ImageError: When the file is not one grey image.
@@ -80,7 +86,7 @@ class Classify(InferTask):
         if kind:
             file = Path(request["folder"]) / f"{kind}{request.get('result_extension', '.nrrd')}"
             _write_heat(prediction, kind, file, path, request.get("frame"))
-        return str(file) if file else None, prediction.document()
+        return str(file) if file else None, prediction
 
 
 def _write_heat(prediction: Prediction, kind: str, file: Path, source: Path, frame: int | None) -> None:
@@ -125,7 +131,7 @@ class PredictPool:
             if isinstance(answer, ImageError):
                 failed[uid] = answer.code
             else:
-                store.save_prediction(uid, answer.document())
+                store.save_prediction(uid, answer.document(), Evidence(answer.pooled, answer.sampled))
             if number % 10 == 0 or number == len(uids):
                 logger.info("Batch: %d of %d images, %d unreadable", number, len(uids), len(failed))
         return {"images": len(uids), "predicted": len(uids) - len(failed), "failed": failed}
