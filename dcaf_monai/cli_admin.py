@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from dcaf_monai.terminal import console
+from dcaf_monai.terminal import console, fail
 
 models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
 token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
@@ -85,10 +85,14 @@ def serve(
 ) -> None:
     """Serve images, predictions, the worklist and readers' labels (MONAI Label API)."""
     try:
+        from dcaf_monai.server.database import StoreError
         from dcaf_monai.server.serve import serve as run
     except ModuleNotFoundError as error:
         raise ValueError(f"server: need the package {error.name}, which is not installed. "
                          "Say pip install 'dcaf-monai[server]'.") from error
-    run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
-        token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
-        cutoffs=cutoffs, cors=tuple(cors or ()), random_share=random_share)
+    try:
+        run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
+            token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,
+            cutoffs=cutoffs, cors=tuple(cors or ()), random_share=random_share)
+    except StoreError as error:
+        fail(str(error), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(Model(network=network.eval(), task=TASKS["pneumonia"],
                      preprocessing=Preprocessing(size=96)), path)
     return path
+
+
+@pytest.fixture
+def dcaf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Call ``dcaf ARGUMENTS``; gives exit code, standard output and standard error."""
+
+    from dcaf_monai import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dcaf", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

@@ -9,29 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dcaf_monai import cli
 from dcaf_monai.model import load_model
 from dcaf_monai.predict import Predictor
 
 SMALL = ["--mode", "full", "--backbones", "test_efficientnet,test_resnet", "--weights", "none",
          "--size", "64", "--epochs", "2", "--batch-size", "4"]
-
-
-@pytest.fixture
-def dcaf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Call ``dcaf ARGUMENTS``; gives exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dcaf", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def test_help_names_every_command_and_says_what_the_software_is_not() -> None:

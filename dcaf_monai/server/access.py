@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -175,6 +176,30 @@ class Access:
     behind_proxy: bool = False
     origins: frozenset[str] = field(default_factory=frozenset)
     max_body: int = MAX_BODY
+
+
+def access_rules(conf: Mapping[str, str]) -> Access:
+    """A server's rules from its settings.
+
+    Args:
+        conf: ``token_file``, ``behind_proxy`` (true or false), ``cors`` (origins, comma-separated),
+            ``max_body`` (bytes).
+
+    Raises:
+        ValueError: When the token file cannot be used, a proxy is vouched for without tokens, or an origin
+            is none.
+    """
+    tokens = Tokens(Path(conf["token_file"])) if conf.get("token_file") else None
+    behind_proxy = conf.get("behind_proxy", "").lower() == "true"
+    if behind_proxy and tokens is None:
+        raise ValueError("behind_proxy: need a token file, got none. "
+                         "Everybody behind a proxy looks local.")
+    origins = frozenset(origin.strip().rstrip("/") for origin in conf.get("cors", "").split(",")
+                        if origin.strip())
+    if any(not origin.startswith(("http://", "https://")) for origin in origins):
+        raise ValueError("cors: need origins such as https://viewer.example, got another form. "
+                         "Name each one.")
+    return Access(tokens, behind_proxy, origins, int(conf.get("max_body", MAX_BODY)))
 
 
 class Guard:

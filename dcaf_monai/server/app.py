@@ -22,7 +22,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import background_executors, processes, stop_background_task, tasks
 
-from dcaf_monai.model import ModelError, describe_model
+from dcaf_monai.model import ModelError
 from dcaf_monai.server.access import redact_logs
 from dcaf_monai.server.published import PublishedModel
 from dcaf_monai.server.queue import PoolScoring, strategies
@@ -30,7 +30,6 @@ from dcaf_monai.server.scores import Evidence
 from dcaf_monai.server.store import Store, StoreError
 from dcaf_monai.server.tasks import NAME, Classify, PredictPool
 from dcaf_monai.server.training import Training
-from dcaf_monai.tasks import Task, task_named
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class DcafApp(MONAILabelApp):
         path = Path(conf["model"]).resolve() if conf.get("model") else None
         cutoffs = Path(conf["cutoffs"]).resolve() if conf.get("cutoffs") else None
         self.model = PublishedModel(path, device=self._device, cutoffs=cutoffs)
-        self.task = _task(self.model, conf.get("task"))
+        self.task = self.model.task(conf.get("task"))
         self.database = conf.get("database") or os.environ.get("DCAF_DATABASE") or None
         self._data = Path(conf["data"]).resolve() if conf.get("data") else None
         self._auto_score = conf.get("auto_score", "true").lower() != "false"
@@ -216,20 +215,6 @@ def running(*methods: str) -> bool:
     """Whether a job waits or runs; any job when none is named."""
     return any(task["status"] in ("SUBMITTED", "RUNNING")
                for method in methods or JOBS for task in tasks(method))
-
-
-def _task(model: PublishedModel, name: str | None) -> Task:
-    """The question asked: the model's, or the one named until there is a model."""
-    if model.exists:
-        assert model.path is not None
-        task = Task.model_validate(describe_model(model.path)["task"])
-        if name and task_named(name) != task:
-            raise ValueError(f"task: need {task.name}, which the model answers, got another.")
-        return task
-    if name:
-        return task_named(name)
-    raise ValueError("model or task: need a readable model file, or the name of a task to label for, "
-                     "got neither.")
 
 
 def _end_with_the_server() -> None:

@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,7 +28,7 @@ from monailabel.interfaces.utils.app import app_instance
 from dcaf_monai.image import ImageError
 from dcaf_monai.model import ModelError
 from dcaf_monai.server import jobs, review, routes
-from dcaf_monai.server.access import MAX_BODY, Access, Guard, Tokens, redact_logs
+from dcaf_monai.server.access import Guard, access_rules, redact_logs
 from dcaf_monai.server.database import StoreError, UnknownImage
 
 logger = logging.getLogger(__name__)
@@ -54,11 +53,10 @@ def build(conf: Mapping[str, str]) -> ASGIApp:
     """The application behind its guard.
 
     Args:
-        conf: ``token_file``, ``behind_proxy`` (true or false), ``cors`` (origins, comma-separated),
-            ``max_body`` (bytes).
+        conf: See `access_rules`.
 
     Raises:
-        ValueError: When the token file cannot be used, or a proxy is vouched for without tokens.
+        ValueError: As `access_rules`.
     """
     api = FastAPI(title="DCAF", version=version("dcaf-monai"), docs_url=None, redoc_url=None,
                   lifespan=lifespan)
@@ -68,28 +66,13 @@ def build(conf: Mapping[str, str]) -> ASGIApp:
         api.add_exception_handler(error, _world_error)
     api.add_exception_handler(RequestValidationError, _bad_parameter)
     api.add_exception_handler(Exception, _our_error)
-    rules = access(conf)
+    rules = access_rules(conf)
     guarded: ASGIApp = Guard(api, rules)
     if rules.origins:  # outside the guard: a browser asks for permission without a token
         guarded = CORSMiddleware(guarded, allow_origins=sorted(rules.origins), allow_credentials=False,
                                  allow_methods=["GET", "POST", "PUT", "DELETE"],
                                  allow_headers=["Authorization", "Content-Type"])
     return guarded
-
-
-def access(conf: Mapping[str, str]) -> Access:
-    """The server's rules from its settings; see `build`."""
-    tokens = Tokens(Path(conf["token_file"])) if conf.get("token_file") else None
-    behind_proxy = conf.get("behind_proxy", "").lower() == "true"
-    if behind_proxy and tokens is None:
-        raise ValueError("behind_proxy: need a token file, got none. "
-                         "Everybody behind a proxy looks local.")
-    origins = frozenset(origin.strip().rstrip("/") for origin in conf.get("cors", "").split(",")
-                        if origin.strip())
-    if any(not origin.startswith(("http://", "https://")) for origin in origins):
-        raise ValueError("cors: need origins such as https://viewer.example, got another form. "
-                         "Name each one.")
-    return Access(tokens, behind_proxy, origins, int(conf.get("max_body", MAX_BODY)))
 
 
 async def _world_error(_: Request, error: Exception) -> JSONResponse:

@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 from dcaf_monai.calibration import load_overrides
-from dcaf_monai.model import Model, ModelError, load_model
+from dcaf_monai.model import Model, ModelError, describe_model, load_model
 from dcaf_monai.predict import Predictor
+from dcaf_monai.tasks import Task, task_named
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,24 @@ class PublishedModel:
     def exists(self) -> bool:
         """Whether a model has been published."""
         return self.path is not None and self.path.is_file()
+
+    def task(self, name: str | None = None) -> Task:
+        """The question asked: the model's, or the one named until there is a model.
+
+        Raises:
+            ValueError: When the model answers another one than named, or there is neither.
+            ModelError: When the model file cannot be read.
+        """
+        if self.exists:
+            assert self.path is not None
+            task = Task.model_validate(describe_model(self.path)["task"])
+            if name and task_named(name) != task:
+                raise ValueError(f"task: need {task.name}, which the model answers, got another.")
+            return task
+        if name:
+            return task_named(name)
+        raise ValueError("model or task: need a readable model file, or the name of a task to label for, "
+                         "got neither.")
 
     def predictor(self) -> Predictor:
         """Predictor of the newest readable model.

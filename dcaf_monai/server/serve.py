@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ import uvicorn
 
 from dcaf_monai.calibration import load_overrides
 from dcaf_monai.model import load_model
-from dcaf_monai.server.access import Tokens, is_loopback, redact_logs
-from dcaf_monai.tasks import task_named
+from dcaf_monai.predict import Predictor
+from dcaf_monai.server.access import Tokens, access_rules, is_loopback, redact_logs
+from dcaf_monai.server.published import PublishedModel
 
 APP = "from dcaf_monai.server.app import DcafApp\n"
 
@@ -51,26 +53,26 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
     Raises:
         ValueError: For a setting that cannot work or is not safe, or a port in use.
         ModelError: When the model file cannot be read.
+        StoreError: When the database cannot be opened.
     """
-    _check_folder(studies)
+    _check_folders(studies, data)
     _check_safe(host, token_file, certfile, keyfile, behind_proxy)
+    PublishedModel(model).task(task)
     if model is not None and model.exists():
-        standing = load_model(model)
+        standing = Predictor(load_model(model)).model  # a network without dropout cannot predict
         if cutoffs is not None:
             load_overrides(cutoffs, standing.version, standing.task.classes)
-    elif task is None:
-        raise ValueError("model: need a model file, or --task to label before there is one, got neither.")
-    if task is not None:
-        task_named(task)
     if not 0 <= random_share <= 1:
         raise ValueError(f"random_share: need 0 to 1, got {random_share}.")
-    conf = {"model": _absolute(model), "task": _absolute(task) if str(task).endswith(".toml") else task,
-            "data": _absolute(data), "cutoffs": _absolute(cutoffs), "token_file": _absolute(token_file),
-            "cors": ",".join(cors), "behind_proxy": "true" if behind_proxy else "",
-            "auto_score": str(auto_score).lower(), "random_share": str(random_share)}
+    stated = {"model": _absolute(model), "task": _absolute(task) if str(task).endswith(".toml") else task,
+              "data": _absolute(data), "cutoffs": _absolute(cutoffs), "token_file": _absolute(token_file),
+              "cors": ",".join(cors), "behind_proxy": "true" if behind_proxy else "",
+              "auto_score": str(auto_score).lower(), "random_share": str(random_share)}
+    conf = {name: text for name, text in stated.items() if text}
+    access_rules(conf)
     with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="dcaf-server-") as private:
-        _set_environment(Path(private), studies, {name: text for name, text in conf.items() if text},
-                         listener.getsockname()[1], database)
+        _set_environment(Path(private), studies, conf, listener.getsockname()[1], database)
+        _check_store(studies, database)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         redact_logs()
         scheme = "https" if certfile else "http"
@@ -84,9 +86,19 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
             )).run(sockets=[listener])
 
 
-def _check_folder(studies: Path) -> None:
+def _check_folders(studies: Path, data: Path | None) -> None:
     if not studies.is_dir():
         raise ValueError(f"studies: need a folder of images, got {studies.name!r}, which is none.")
+    if data is not None and not data.exists():
+        raise ValueError(f"data: need a folder of class folders or a CSV table, got {data.name!r}, which is "
+                         "not there.")
+
+
+def _check_store(studies: Path, database: str | None) -> None:
+    """Opens the store once, as each request's thread and each job will."""
+    from dcaf_monai.server.store import Store  # brings monailabel, which reads the environment
+
+    Store(studies, database=database or os.environ.get("DCAF_DATABASE")).close()
 
 
 def _check_safe(host: str, token_file: Path | None, certfile: Path | None, keyfile: Path | None,
@@ -96,6 +108,12 @@ def _check_safe(host: str, token_file: Path | None, certfile: Path | None, keyfi
     for file in (certfile, keyfile):
         if file is not None and not file.is_file():
             raise ValueError(f"certificate: need a file, got {file.name!r}, which is none.")
+    if certfile is not None and keyfile is not None:
+        try:  # a key with a password would have the server wait for somebody to type it
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile, lambda: "")
+        except OSError as error:
+            raise ValueError("certificate: need a certificate and its key in PEM without a password, got "
+                             f"others ({error.strerror or error}).") from error
     if token_file is not None:
         Tokens(token_file)
     if token_file is None and (behind_proxy or not is_loopback(host)):
