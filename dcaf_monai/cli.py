@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -24,14 +24,17 @@ from dcaf_monai.cli_evaluate import card, evaluate
 from dcaf_monai.cli_labels import medmnist, progress, suspects
 from dcaf_monai.cli_simulate import simulate
 from dcaf_monai.terminal import (
+    Device,
     console,
     errors,
     fail,
     parse_backbones,
     parse_weights,
     progress_bars,
+    server_parts,
     teller,
     warn,
+    with_folder,
 )
 
 app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
@@ -98,7 +101,7 @@ def sample_data(
 def train(
     data: Annotated[Path, typer.Option(help="Folder of class folders, or a CSV with "
                                             "file,task,label,split,group.")],
-    out: Annotated[Path, typer.Option(help="The model file to publish to.")],
+    out: Annotated[Path, typer.Option(help="The model file to publish to.", callback=with_folder)],
     task: Annotated[str, typer.Option(help="covid19, tuberculosis, pneumonia, oct, or a .toml file.")],
     mode: Annotated[Mode, typer.Option(help="frozen: trunks fixed, their features cached; "
                                             "full: everything trained.")] = Mode.frozen,
@@ -111,7 +114,7 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs.")] = 30,
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     cache: Annotated[Path | None, typer.Option(help="Folder of cached inputs and features; default "
                                                     "beside the model.")] = None,
     criterion: Annotated[Criterion, typer.Option(help="Operating points hold this on validation "
@@ -124,7 +127,7 @@ def train(
     """
     from dcaf_monai.cohort import read_cohort
     from dcaf_monai.tasks import task_named
-    from dcaf_monai.train import TrainError, fit, work_folder
+    from dcaf_monai.train import fit, work_folder
     from dcaf_monai.transforms import Preprocessing
 
     question = task_named(task)
@@ -133,16 +136,13 @@ def train(
         warn(notice.message)
     counts = ", ".join(f"{split} {len(cohort.split(split))}" for split in ("train", "val", "test"))
     errors.print(f"{question.title}: {counts} images", highlight=False)
-    try:
-        with progress_bars() as bar:
-            result = fit(cohort, out=out, mode=mode.value, backbones=parse_backbones(backbones),
-                         weights=parse_weights(weights), shape={"width": width, "fused": fused},
-                         preprocessing=Preprocessing(size=size),
-                         epochs=epochs, batch_size=batch_size, seed=seed, device=device,
-                         cache=cache, criterion=criterion.value, target=target,
-                         progress=teller(bar))
-    except TrainError as error:
-        fail(str(error), 1)
+    with progress_bars() as bar:
+        result = fit(cohort, out=out, mode=mode.value, backbones=parse_backbones(backbones),
+                     weights=parse_weights(weights), shape={"width": width, "fused": fused},
+                     preprocessing=Preprocessing(size=size),
+                     epochs=epochs, batch_size=batch_size, seed=seed, device=device,
+                     cache=cache, criterion=criterion.value, target=target,
+                     progress=teller(bar))
     console.print(result.verdict.reason, markup=False, soft_wrap=True)
     if not result.verdict.published:
         raise typer.Exit(1)
@@ -233,7 +233,8 @@ def rank(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched below.")],
     by: Annotated[Order, typer.Option(help="What makes a case urgent.")] = Order.entropy,
     top: Annotated[int, typer.Option(min=1, help="Show so many.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="Write the whole ranking as CSV.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the whole ranking as CSV.",
+                                             callback=with_folder)] = None,
 ) -> None:
     """Order a folder of images for reading, most uncertain first."""
     if not folder.is_dir():
@@ -270,25 +271,56 @@ def demo(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """The whole loop on synthetic films: train, serve, predict, correct, retrain, re-rank, report."""
-    from dcaf_monai.demo import run
+    with server_parts():
+        from dcaf_monai.demo import run
 
     run(folder, seed=seed)
 
 
 def main() -> None:
     """Entry point: turns the errors a person can cause into one sentence."""
+    try:
+        app()
+    except SystemExit:  # how every command ends: nothing below need be loaded to know it
+        raise
+    except KeyboardInterrupt:
+        errors.print("dcaf: stopped.", style="yellow")
+        sys.exit(130)
+    except ValueError as error:
+        _end(str(error), 2)
+    except OSError as error:  # a path the person gave, or a full disk
+        theirs = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+        _end(f"{error.filename or 'file'}: need a place that can be read and written, got "
+             f"{error.strerror or type(error).__name__}.", 2 if isinstance(error, theirs) else 1)
+    except _bad_input() as error:
+        _end(str(error), 2)
+    except _failed_job() as error:
+        _end(str(error), 1)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    errors.print(f"dcaf: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """Asked for only when something was raised: these modules take seconds to load."""
     from dcaf_monai.image import ImageError
     from dcaf_monai.model import ModelError
     from dcaf_monai.weights import WeightsError
 
-    try:
-        app()
-    except (ValueError, ImageError, ModelError, WeightsError) as error:
-        errors.print(f"dcaf: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("dcaf: stopped.", style="yellow")
-        sys.exit(130)
+    return ImageError, ModelError, WeightsError
+
+
+def _failed_job() -> tuple[type[Exception], ...]:
+    from dcaf_monai.checkpoint import TrainError
+    from dcaf_monai.features import CacheError
+
+    if "dcaf_monai.demo" in sys.modules:
+        from dcaf_monai.demo import DemoError
+
+        return TrainError, CacheError, DemoError
+    return TrainError, CacheError
 
 
 if __name__ == "__main__":

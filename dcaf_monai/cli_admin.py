@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from dcaf_monai.terminal import console, fail
+from dcaf_monai.terminal import console, fail, server_parts, with_folder
 
 models_app = typer.Typer(no_args_is_help=True, help="List, publish and roll back trained models.")
 token_app = typer.Typer(no_args_is_help=True, help="Readers' access tokens for `dcaf serve`.")
@@ -50,12 +50,14 @@ def models_rollback(model: ModelFile) -> None:
 
 @token_app.command("add")
 def token_add(
-    token_file: Annotated[Path, typer.Argument(help="Made with mode 0600 if it is not there.")],
+    token_file: Annotated[Path, typer.Argument(help="Made with mode 0600 if it is not there.",
+                                               callback=with_folder)],
     reader: Annotated[str, typer.Argument(help="The reader's name, as it stands on annotations.")],
     admin: Annotated[bool, typer.Option("--admin", help="May also train.")] = False,
 ) -> None:
     """Give a reader a token; it is shown once and kept only as a hash."""
-    from dcaf_monai.server.access import new_token
+    with server_parts():
+        from dcaf_monai.server.access import new_token
 
     token = new_token(token_file, reader, "admin" if admin else "reader")
     console.print(token, markup=False, highlight=False, soft_wrap=True)
@@ -84,12 +86,9 @@ def serve(
                                                                    "drawn at random.")] = 0.0,
 ) -> None:
     """Serve images, predictions, the worklist and readers' labels (MONAI Label API)."""
-    try:
+    with server_parts():
         from dcaf_monai.server.database import StoreError
         from dcaf_monai.server.serve import serve as run
-    except ModuleNotFoundError as error:
-        raise ValueError(f"server: need the package {error.name}, which is not installed. "
-                         "Say pip install 'dcaf-monai[server]'.") from error
     try:
         run(studies=studies, model=model, task=task, data=data, host=host, port=port, database=database,
             token_file=token_file, certfile=certfile, keyfile=keyfile, behind_proxy=behind_proxy,

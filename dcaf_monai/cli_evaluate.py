@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dcaf_monai.terminal import console, errors, fail, progress_bars, teller
+from dcaf_monai.terminal import Device, console, errors, fail, progress_bars, teller, with_folder
 
 SHOWN = ("auroc", "aupr", "accuracy", "nll", "ece")
 """Figures of the table on the terminal."""
@@ -22,7 +22,8 @@ def evaluate(
                                                  "one task; the first is compared with each other.")],
     data: Annotated[Path, typer.Option(help="As for train; the split column says what is tested.")],
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
-    out: Annotated[Path | None, typer.Option(help="Write the figures of the table as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures of the table as JSON.",
+                                             callback=with_folder)] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for evaluation.json, figures.csv, cases.csv, "
                                                 "plots and report.html.")] = None,
     prevalence: Annotated[str, typer.Option(help="Tell PPV and NPV at CLASS=SHARE,...")] = "",
@@ -42,7 +43,7 @@ def evaluate(
                                           "the report: images of the data.")] = True,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the shifts.")] = 0,
     resamples: Annotated[int, typer.Option(min=20, help="Bootstrap draws.")] = 1000,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """How good models are on a split, with 95 % intervals over patients; with --report, everything about it.
 
@@ -121,7 +122,7 @@ def card(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model the card is of.")],
     evaluation: Annotated[Path, typer.Option(help="Its evaluation.json.")],
     data_notes: Annotated[Path, typer.Option(help="What a person knows of the data: .toml or .md.")],
-    out: Annotated[Path, typer.Option(help="The Markdown file to write.")],
+    out: Annotated[Path, typer.Option(help="The Markdown file to write.", callback=with_folder)],
 ) -> None:
     """Write a model card: what the model is, how good, on what data, and what it is not for."""
     from dcaf_monai.card import model_card, read_evaluation, read_notes

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from dcaf_monai.terminal import console, parse_backbones, parse_weights, progress_bars, teller, warn
+from dcaf_monai.terminal import (
+    Device,
+    console,
+    parse_backbones,
+    parse_weights,
+    progress_bars,
+    teller,
+    warn,
+    with_folder,
+)
 
 if TYPE_CHECKING:
     from dcaf_monai.cohort import Cohort
@@ -28,7 +37,7 @@ def suspects(
     data: Annotated[Path, typer.Option(help="Folder of class folders, or a CSV with "
                                             "file,task,label,split,group.")],
     task: Annotated[str, typer.Option(help="covid19, tuberculosis, pneumonia, oct, or a .toml file.")],
-    out: Annotated[Path, typer.Option(help="Write the suspects as CSV.")],
+    out: Annotated[Path, typer.Option(help="Write the suspects as CSV.", callback=with_folder)],
     model: Annotated[Path | None, typer.Option(help="Take trunks and preprocessing of this model instead of "
                                                     "--backbones and --weights.")] = None,
     backbones: Backbones = "efficientnet_b4,resnet34",
@@ -84,8 +93,8 @@ def progress(
                                                    "are measured on it.")] = None,
     margin: Annotated[float, typer.Option(help="A gain in validation NLL (nats) worth labelling "
                                                "for.")] = 0.02,
-    figure: Annotated[Path | None, typer.Option(help="Draw the curve as PNG.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the curve as PNG.", callback=with_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON.", callback=with_folder)] = None,
 ) -> None:
     """What the labels have brought so far, and whether more of them are likely to help."""
     from dcaf_monai.cohort import read_cohort
@@ -124,7 +133,7 @@ def progress(
 
 def medmnist(
     collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="pneumoniamnist or octmnist.")],
-    out: Annotated[Path, typer.Option(help="The model file to publish to.")],
+    out: Annotated[Path, typer.Option(help="The model file to publish to.", callback=with_folder)],
     size: Annotated[int, typer.Option(help="Side of the images, px: 28, 64, 128 or 224.")] = 224,
     npz: Annotated[Path | None, typer.Option(help="The file, where it was downloaded already.")] = None,
     mode: Annotated[str, typer.Option(help="frozen or full, as for train.")] = "frozen",
@@ -135,8 +144,9 @@ def medmnist(
     width: Annotated[int, typer.Option(min=4, help="Channels of the cross-attention.")] = 128,
     fused: Annotated[int, typer.Option(min=4, help="Channels of a fused map.")] = 256,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
-    report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    device: Device = "cpu",
+    report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.",
+                                                callback=with_folder)] = None,
 ) -> None:
     """Train on a MedMNIST+ collection, test on its official split, and show what others have published."""
     from dcaf_monai.medmnist import CITATION, cohort_from_npz, collection_named, fetch_npz, task_of

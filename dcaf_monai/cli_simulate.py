@@ -12,6 +12,7 @@ from dcaf_monai.terminal import (
     console,
     fail,
     parse_backbones,
+    parse_device,
     parse_weights,
     progress_bars,
     teller,
@@ -50,7 +51,8 @@ def simulate(
                                             "once.")] = "test",
     cache: Annotated[Path | None, typer.Option(help="Folder of cached inputs and vectors; default in the "
                                                     "report's.")] = None,
-    device: Annotated[str, typer.Option(help="Where the trunks run: cpu, cuda, or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the trunks run: cpu, cuda, or cuda:N.",
+                                        callback=parse_device)] = "cpu",
 ) -> None:
     """Replay active learning on a labelled cohort: curves, labels needed, savings against random.
 

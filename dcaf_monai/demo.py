@@ -35,6 +35,10 @@ SMALL = ("--mode", "full", "--backbones", "test_efficientnet,test_resnet", "--we
 console = Console(highlight=False, soft_wrap=True)
 
 
+class DemoError(Exception):
+    """A step that did not come to its end; what it said stands above, or in the log it names."""
+
+
 @dataclass
 class _Film:
     """One film of the pool: its name in the system, the truth, and what the models said of it."""
@@ -60,6 +64,9 @@ def run(folder: Path, *, seed: int = 0, training_films: int = 240, unread_films:
 
     Returns:
         Path of the report.
+
+    Raises:
+        DemoError: When the training or the server fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model.safetensors"
@@ -127,8 +134,10 @@ def _train(model: Path, table: Path, seed: int, epochs: int) -> None:
         return
     console.print("[bold]2[/bold] Train a small network from its own start (no pretrained weights)")
     settings = ("--task", "pneumonia", "--seed", str(seed), "--epochs", str(epochs), *SMALL)
-    subprocess.run([sys.executable, "-m", "dcaf_monai.cli", "train", "--data", str(table),
-                    "--out", str(model), *settings], check=True)
+    done = subprocess.run([sys.executable, "-m", "dcaf_monai.cli", "train", "--data", str(table),
+                           "--out", str(model), *settings])
+    if done.returncode:
+        raise DemoError(f"training: need it to end well, got code {done.returncode}. See above.")
 
 
 def _free_port() -> int:
@@ -150,6 +159,8 @@ def _server(folder: Path, model: Path, table: Path, port: int) -> Iterator[httpx
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             _wait_until_up(client, process, log)
             yield client
+    except httpx.HTTPError as error:
+        raise DemoError(f"server: need an answer, got {type(error).__name__}. See {log}.") from error
     finally:
         process.terminate()
         try:
@@ -162,13 +173,13 @@ def _wait_until_up(client: httpx.Client, process: subprocess.Popen, log: Path) -
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"server: it ended with code {process.returncode}. See {log}.")
+            raise DemoError(f"server: it ended with code {process.returncode}. See {log}.")
         try:
             if client.get("/info/").status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.3)
-    raise RuntimeError(f"server: no answer within 120 s. See {log}.")
+    raise DemoError(f"server: no answer within 120 s. See {log}.")
 
 
 def _ask(client: httpx.Client, pool: list[_Film]) -> None:
@@ -223,7 +234,7 @@ def _retrain(client: httpx.Client) -> str:
         if state["state"] in ("published", "refused", "done"):
             return state["message"]
         if state["state"] in ("failed", "stopped"):
-            raise RuntimeError(f"training: it {state['state']}. {state.get('message', '')}")
+            raise DemoError(f"training: it {state['state']}. {state.get('message', '')}")
         time.sleep(1)
 
 

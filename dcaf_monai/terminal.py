@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -49,6 +52,55 @@ def teller(bar: Progress) -> Callable[..., None]:
         bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".strip())
 
     return tell
+
+
+def with_folder(file: Path | None) -> Path | None:
+    """Callback of a file to write: its folder is made now, so that no work is lost for want of it.
+
+    Raises:
+        ValueError: When the file cannot be written there.
+        OSError: When the folder cannot be made.
+    """
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ValueError(f"{file}: need a file that can be written, got another. Name another place.")
+    return file
+
+
+def parse_device(text: str) -> str:
+    """Callback of a device: ``cpu``, or a GPU that this machine has.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if text != "cpu":
+        import torch
+
+        found = torch.cuda.device_count()
+        match = re.fullmatch(r"cuda(?::(\d+))?", text)
+        if not match or int(match[1] or 0) >= found:
+            gpus = f" (0 to {found - 1})" if found else ""
+            raise ValueError(f"--device: need cpu, cuda or cuda:N, got {text!r} on a machine with {found} "
+                             f"GPUs{gpus}.")
+    return text
+
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.", callback=parse_device)]
+
+
+@contextmanager
+def server_parts() -> Iterator[None]:
+    """Around imports of what only the extra ``server`` installs.
+
+    Raises:
+        ValueError: When it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"server: need the package {error.name}, which is not installed. "
+                         "Say pip install 'dcaf-monai[server]'.") from error
 
 
 def parse_weights(text: str) -> str | tuple[Path, Path]:

@@ -58,15 +58,39 @@ def test_one_bad_image_is_one_sentence_and_exit_code_2(dcaf, tiny_model: Path, f
     (["train", "--data", ".", "--task", "fracture", "--out", "m.safetensors"], "task: need one of"),
     (["train", "--data", ".", "--task", "oct", "--out", "m", "--backbones", "one"], "--backbones|data"),
     (["rank", "nothing.safetensors", "nowhere"], "folder: need an existing folder"),
+    (["train", "--data", ".", "--task", "oct", "--out", "m", "--device", "cuda:9"], "--device: need cpu, cu"),
+    (["medmnist", "octmnist", "--out", "m", "--device", "gpu"], "--device: need cpu, cuda or .* got 'gpu'"),
+    (["sample-data", "/proc/films"], "/proc/films.*: need a place that can be read and written, got No such"),
+    (["sample-data", "a-file/films"], "a-file/films.*, got Not a directory"),
+    (["token", "add", "/proc/nowhere/t", "x"], "/proc/nowhere: need a place"),
+    (["rank", "m", ".", "--out", "/proc/nowhere/r.csv"], "/proc/nowhere: need a place"),
+    (["rank", "m", ".", "--out", "."], "need a file that can be written"),
 ])
 def test_a_mistake_is_one_clear_sentence_and_exit_code_2(dcaf, arguments: list[str], sentence: str,
                                                          tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_bytes(b"")
     code, _, err = dcaf(*arguments)
     assert code == 2
     assert re.search(sentence, err), err
     assert "Traceback" not in err
+
+
+def test_a_job_that_fails_is_one_clear_sentence_and_exit_code_1(dcaf, films: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    given = ["--data", films, "--task", "pneumonia", "--cache", tmp_path / "taken",
+             "--backbones", "test_efficientnet,test_resnet", "--weights", "none", "--size", 64]
+    for command in (["train", "--out", tmp_path / "m.safetensors"],
+                    ["suspects", "--out", tmp_path / "new/folder/s.csv"]):
+        code, _, err = dcaf(*command, *given)
+        assert code == 1 and "Traceback" not in err and "cache" in err, err
+    (tmp_path / "demo/films").mkdir(parents=True)            # as an earlier run left it, with a broken model
+    for name in ("training/labels.csv", "truth.csv", "model.safetensors"):
+        (tmp_path / "demo" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "demo" / name).write_text("file,label\n")
+    code, _, err = dcaf("demo", tmp_path / "demo")
+    assert code == 1 and re.search(r"dcaf: server: it ended with code 2\. See .*server\.log", err), err
 
 
 def test_rank_writes_the_most_uncertain_first(dcaf, tiny_model: Path, films: Path, tmp_path: Path) -> None:
