@@ -80,6 +80,34 @@ def test_a_file_with_other_content_loses_its_prediction_and_is_scored_again(
     assert store.prediction("e.tiff") == {}
 
 
+def test_another_picture_under_the_path_of_one_that_was_gone_is_scored_again(
+        store: Store, studies: Path) -> None:
+    store.save_predictions([(uid, prediction()) for uid in store.list_images()])
+    for name in ("a.png", "e.tiff"):
+        (studies / name).rename(studies.parent / name)
+    store.refresh()
+    (studies / "a.png").write_bytes(b"another picture")
+    (studies.parent / "e.tiff").rename(studies / "e.tiff")          # the same as before
+    store.refresh()
+    assert [waiting.uid for waiting in store.unscored("v1")] == ["a.png"]
+    assert store.prediction("a.png") == {} and store.prediction("e.tiff") != {}
+    assert store.problems() == {}
+
+
+def test_the_copy_of_an_image_takes_its_place_when_the_first_file_goes(tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        write_dicom(tmp_path / f"{name}.dcm", "1.2.3")
+    store = Store(tmp_path, TASK)
+    store.refresh()
+    (tmp_path / "first.dcm").unlink()
+    report = store.refresh()
+    assert (report.total, report.duplicates) == (1, 1)
+    assert store.location("1.2.3") == (tmp_path / "second.dcm", None)
+    write_dicom(tmp_path / "second.dcm", "1.2.4")                   # another image under this path
+    assert store.refresh().total == 2 and store.problems() == {}
+    assert store.location("1.2.3") == (tmp_path / "third.dcm", None)
+
+
 def test_a_link_out_of_the_folder_is_not_followed_and_a_loop_ends(tmp_path: Path) -> None:
     inside, outside = tmp_path / "studies", tmp_path / "secret"
     for folder in (inside, outside):

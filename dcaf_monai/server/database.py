@@ -59,7 +59,7 @@ files = Table(
     Column("path", Text, primary_key=True),                 # relative to the studies folder, posix
     Column("size", BigInteger, nullable=False),
     Column("mtime_ns", BigInteger, nullable=False),
-    Column("problem", Text))                                # an ImageError code, or "duplicate"
+    Column("problem", Text))                                # an ImageError code, "duplicate", "gone"
 
 images = Table(
     "images", _schema,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
 from dcaf_monai.image import ImageError
 from dcaf_monai.server.database import (
@@ -27,6 +27,9 @@ from dcaf_monai.server.readings import require_image
 
 logger = logging.getLogger(__name__)
 
+GONE = "gone"
+"""Problem of a file that was there once."""
+
 BATCH = 200
 """Files per transaction: a first look at a large folder never locks readers out for long."""
 
@@ -41,8 +44,8 @@ class Pool:
         """Makes the database know the studies folder as it is now.
 
         Only new and changed files are opened. A bad file is remembered, counted and passed over. An
-        image whose file is gone stays with its annotations and returns when the file does. A file
-        with other content loses its predictions.
+        image whose file is gone stays with its annotations and returns when the file or a copy does.
+        A file of another size or time is taken for another picture: its images lose their predictions.
 
         Raises:
             StoreError: When the folder or the database cannot be read.
@@ -53,24 +56,18 @@ class Pool:
             raise StoreError(f"studies: need a readable folder, got {error.strerror}.") from error
         with self.database.read() as connection:
             known = {path: (size, mtime_ns) for path, size, mtime_ns in connection.execute(
-                select(files.c.path, files.c.size, files.c.mtime_ns))}
-        gone = sorted(set(known) - set(found))
-        missing = self._forget(gone)
+                select(files.c.path, files.c.size, files.c.mtime_ns).where(
+                    files.c.problem.is_distinct_from(GONE)))}
+        missing = self._forget(sorted(set(known) - set(found)))
         news = [file for path, file in sorted(found.items()) if known.get(path) != (file.size, file.mtime_ns)]
-        added = changed = 0
-        for start in range(0, len(news), BATCH):
-            looked = [(file, *self._look(file)) for file in news[start:start + BATCH]]
-            looked.sort(key=lambda entry: [uid for uid, _ in entry[1]])     # no deadlock, see scores.py
-            with self.database.write() as connection:
-                for file, held, problem in looked:
-                    new, other = self._learn(connection, file, held, problem, file.path in known)
-                    added, changed = added + new, changed + other
+        added, changed, lost = self._take(news)
+        if missing or lost:     # what was a second copy may be the only one now
+            copies = self._paths(files.c.problem == "duplicate")
+            changed += self._take([found[path] for path in copies if path in found])[1]
         with self.database.read() as connection:
-            problems: dict[str, int] = dict(connection.execute(
-                select(files.c.problem, func.count()).where(files.c.problem.is_not(None))
-                .group_by(files.c.problem)).all())      # type: ignore[arg-type]
             total = connection.execute(select(func.count()).select_from(images).where(
                 images.c.state == "present")).scalar_one()
+        problems = self.problems()
         duplicates = problems.pop("duplicate", 0)
         report = Refresh(added, changed, missing, sum(problems.values()), duplicates, total)
         logger.info("studies: %s", report)
@@ -94,7 +91,8 @@ class Pool:
         """How many files could not be taken, by cause (an ImageError code, or ``duplicate``)."""
         with self.database.read() as connection:
             return dict(connection.execute(select(files.c.problem, func.count()).where(
-                files.c.problem.is_not(None)).group_by(files.c.problem)).all())     # type: ignore[arg-type]
+                files.c.problem.is_not(None), files.c.problem != GONE)
+                .group_by(files.c.problem)).all())      # type: ignore[arg-type]
 
     def add_file(self, path: str) -> str:
         """Takes in one file that lies in the studies folder; gives the uid of its first image.
@@ -106,13 +104,30 @@ class Pool:
         file = FoundFile(path, status.st_size, status.st_mtime_ns)
         held, problem = self._look(file)
         with self.database.write() as connection:
-            self._learn(connection, file, held, problem, True)
+            self._learn(connection, file, held, problem)
             uid = connection.execute(select(images.c.uid).where(images.c.path == path).order_by(
                 images.c.frame).limit(1)).scalar()
             problem = connection.execute(select(files.c.problem).where(files.c.path == path)).scalar()
         if uid is None or problem:
             raise ValueError(f"image: need a new, readable image, got one that is {problem}.")
         return uid
+
+    def _paths(self, condition: ColumnElement[bool]) -> list[str]:
+        with self.database.read() as connection:
+            return list(connection.execute(select(files.c.path).where(condition)
+                                           .order_by(files.c.path)).scalars())
+
+    def _take(self, several: list[FoundFile]) -> tuple[int, int, int]:
+        """Opens files and stores what they hold; how many images are new, changed, lost."""
+        counts = [0, 0, 0]
+        for start in range(0, len(several), BATCH):
+            looked = [(file, *self._look(file)) for file in several[start:start + BATCH]]
+            looked.sort(key=lambda entry: [uid for uid, _ in entry[1]])     # no deadlock, see scores.py
+            with self.database.write() as connection:
+                for file, held, problem in looked:
+                    for place, count in enumerate(self._learn(connection, file, held, problem)):
+                        counts[place] += count
+        return counts[0], counts[1], counts[2]
 
     def _look(self, file: FoundFile) -> tuple[list[tuple[str, int | None]], str | None]:
         """The images in a file, or why there are none."""
@@ -124,11 +139,11 @@ class Pool:
             return [], "unreadable"
 
     def _learn(self, connection: Connection, file: FoundFile, held: list[tuple[str, int | None]],
-               problem: str | None, was_known: bool) -> tuple[int, int]:
-        """Stores one file and its images; gives how many are new and how many changed."""
+               problem: str | None) -> tuple[int, int, int]:
+        """Stores one file and its images; gives how many are new, how many changed, how many lost."""
         added = changed = 0
-        here = set(connection.execute(select(images.c.uid).where(images.c.path == file.path)).scalars()) \
-            if was_known else set()
+        here = set(connection.execute(select(images.c.uid).where(
+            images.c.path == file.path, images.c.state == "present")).scalars())
         for uid, frame in held:
             row = connection.execute(select(images.c.path, images.c.state).where(
                 images.c.uid == uid).with_for_update()).one_or_none()
@@ -142,18 +157,19 @@ class Pool:
                 state = "withdrawn" if row.state == "withdrawn" else "present"
                 connection.execute(update(images).where(images.c.uid == uid).values(
                     path=file.path, frame=frame, state=state))
-                if row.state != "missing":
+                before = connection.execute(select(files.c.size, files.c.mtime_ns).where(
+                    files.c.path == row.path)).one_or_none()
+                if before is None or tuple(before) != (file.size, file.mtime_ns):   # not just moved or back
                     self._drop_scores(connection, uid)
             else:
                 problem = "duplicate"
-        lost = here - {uid for uid, _ in held}
-        connection.execute(update(images).where(images.c.uid.in_(lost), images.c.state == "present")
-                           .values(state="missing"))
+        lost = connection.execute(update(images).where(
+            images.c.uid.in_(here - {uid for uid, _ in held})).values(state="missing")).rowcount
         insert = self.database.insert(files).values(path=file.path, size=file.size, mtime_ns=file.mtime_ns,
                                                     problem=problem)
         connection.execute(insert.on_conflict_do_update(index_elements=["path"], set_={
             name: insert.excluded[name] for name in ("size", "mtime_ns", "problem")}))
-        return added, changed
+        return added, changed, lost
 
     def _drop_scores(self, connection: Connection, uid: str) -> None:
         """Forgets what models said of a file's earlier content."""
@@ -163,13 +179,14 @@ class Pool:
         connection.execute(update(images).where(images.c.uid == uid).values(**nothing))
 
     def _forget(self, gone: list[str]) -> int:
+        """Marks files that are not there and their images; size and time stay, to know them by."""
         missing = 0
         for start in range(0, len(gone), BATCH):
             batch = gone[start:start + BATCH]
             with self.database.write() as connection:
                 missing += connection.execute(update(images).where(
                     images.c.path.in_(batch), images.c.state == "present").values(state="missing")).rowcount
-                connection.execute(delete(files).where(files.c.path.in_(batch)))
+                connection.execute(update(files).where(files.c.path.in_(batch)).values(problem=GONE))
         return missing
 
 
