@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, update
-from stores import TASK, prediction, read
+from stores import TASK, prediction, read, write_dicom
 
 from dcaf_monai.server.annotation import parse_annotation
 from dcaf_monai.server.database import StoreError, UnknownImage, annotation_rows
@@ -178,7 +178,8 @@ def test_status_and_index_have_upstreams_shape(store: Store) -> None:
     assert labels["final"] == {"ext": ".json", "info": {"readings": 1, "label": "normal"}}
     assert labels["original"]["info"]["label"] == "covid"
     assert index["objects"]["d.nii.gz"]["image"]["ext"] == ".nii.gz"
-    assert store.datalist() == [{"image": str(store.studies / "a.png"), "label": "normal"}]
+    assert store.datalist() == [{"image": str(store.studies / "a.png"), "label": "normal", "uid": "a.png",
+                                 "frame": None}]
 
 
 def test_labelled_and_unlabelled_images_follow_tag_and_class(store: Store) -> None:
@@ -241,7 +242,22 @@ def test_the_archive_holds_labelled_images_and_their_labels(store: Store) -> Non
     store.annotate("ward/b.PNG", read("normal"))
     store.annotate("a.png", read("covid"))
     with zipfile.ZipFile(store.get_dataset_archive(None)) as archive:
-        assert json.loads(archive.read("labels.json")) == {"a.png": "covid", "ward/b.PNG": "normal"}
+        assert json.loads(archive.read("labels.json")) == {
+            "a.png": {"label": "covid", "image": "image/a.png", "frame": None},
+            "ward/b.PNG": {"label": "normal", "image": "image/ward/b.PNG", "frame": None}}
         assert archive.read("image/ward/b.PNG") == b"ward/b.PNG"
     path = store.get_dataset_archive(1)
     assert len(json.loads(zipfile.ZipFile(path).read("labels.json"))) == 1
+
+
+def test_the_archive_tells_the_frames_of_one_file_apart(store: Store, studies: Path) -> None:
+    write_dicom(studies / "scan.dcm", "1.2.5", frames=3)
+    store.refresh()
+    store.annotate("1.2.5:1", read("normal"))
+    store.annotate("1.2.5:3", read("covid"))
+    with zipfile.ZipFile(store.get_dataset_archive(None)) as archive:
+        labels = json.loads(archive.read("labels.json"))
+        assert archive.namelist().count("image/scan.dcm") == 1
+    assert labels == {"1.2.5:1": {"label": "normal", "image": "image/scan.dcm", "frame": 1},
+                      "1.2.5:3": {"label": "covid", "image": "image/scan.dcm", "frame": 3}}
+    assert [case["frame"] for case in store.datalist()] == [1, 3]

@@ -134,16 +134,18 @@ class Store(Pool, Scores, Ranks, Worklist, Listing, Exchange, Datastore):
                 "labels_dir": "labels", "objects": objects}
 
     def datalist(self) -> list[dict[str, Any]]:
-        """``[{image: path, label: class}]`` of `current_labels`: what may be trained on."""
+        """``[{image: path, label: class, uid, frame}]`` of `current_labels`: what may be trained on."""
         labels = self.current_labels()
         with self.database.read() as connection:
-            rows = connection.execute(select(images.c.uid, images.c.path).where(
+            rows = connection.execute(select(images.c.uid, images.c.path, images.c.frame).where(
                 images.c.state == "present").order_by(images.c.uid)).all()
-        return [{"image": str(self.studies / path), "label": labels[uid]}
-                for uid, path in rows if uid in labels]
+        return [{"image": str(self.studies / path), "label": labels[uid], "uid": uid, "frame": frame}
+                for uid, path, frame in rows if uid in labels]
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """A ZIP of the labelled images, ``labels.json`` and ``metadata.json``; the caller deletes it.
+
+        ``labels.json`` has ``{uid: {label, image, frame}}``: file in the archive, frame or null.
 
         Raises:
             StoreError: When nothing is labelled, or a file cannot be read.
@@ -151,11 +153,13 @@ class Store(Pool, Scores, Ranks, Worklist, Listing, Exchange, Datastore):
         cases = self.datalist()[:limit_cases or None]
         if not cases:
             raise StoreError("archive: need at least one labelled image, got none. Annotate first.")
-        labels = {Path(case["image"]).relative_to(self.studies).as_posix(): case["label"] for case in cases}
+        paths = [Path(case["image"]).relative_to(self.studies).as_posix() for case in cases]
+        labels = {case["uid"]: {"label": case["label"], "image": f"image/{path}", "frame": case["frame"]}
+                  for case, path in zip(cases, paths, strict=True)}
         try:
             with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file, \
                     zipfile.ZipFile(file, "w") as archive:
-                for path in labels:
+                for path in dict.fromkeys(paths):
                     archive.write(self.studies / path, arcname=f"image/{path}")
                 archive.writestr("labels.json", json.dumps(labels, indent=1))
                 archive.writestr("metadata.json", json.dumps(self.json()))
