@@ -60,10 +60,10 @@ class Pool:
                     files.c.problem.is_distinct_from(GONE)))}
         missing = self._forget(sorted(set(known) - set(found)))
         news = [file for path, file in sorted(found.items()) if known.get(path) != (file.size, file.mtime_ns)]
-        added, changed, lost = self._take(news)
+        added, changed, lost = self._learn_all(news)
         if missing or lost:     # what was a second copy may be the only one now
             copies = self._paths(files.c.problem == "duplicate")
-            changed += self._take([found[path] for path in copies if path in found])[1]
+            changed += self._learn_all([found[path] for path in copies if path in found])[1]
         with self.database.read() as connection:
             total = connection.execute(select(func.count()).select_from(images).where(
                 images.c.state == "present")).scalar_one()
@@ -117,7 +117,7 @@ class Pool:
             return list(connection.execute(select(files.c.path).where(condition)
                                            .order_by(files.c.path)).scalars())
 
-    def _take(self, several: list[FoundFile]) -> tuple[int, int, int]:
+    def _learn_all(self, several: list[FoundFile]) -> tuple[int, int, int]:
         """Opens files and stores what they hold; how many images are new, changed, lost."""
         counts = [0, 0, 0]
         for start in range(0, len(several), BATCH):
