@@ -237,6 +237,27 @@ def test_a_batch_predicts_every_image_on_a_machine_without_a_gpu_while_others_ar
     assert status["id"] == task["id"] and not [line for line in status["details"] if "/studies" in line]
 
 
+def test_a_crowd_of_inferences_keeps_nobody_else_waiting(client: httpx.Client) -> None:
+    film = BytesIO()
+    ramp = np.linspace(0, 65535, 3000 * 2500).reshape(3000, 2500)
+    PIL.Image.fromarray(ramp.astype(np.uint16)).save(film, "PNG")
+
+    def ask(_: int) -> int:
+        return client.post("/infer/dcaf", files={"file": ("film.png", film.getvalue())}).status_code
+
+    with ThreadPoolExecutor(70) as crowd:
+        answers = [crowd.submit(ask, number) for number in range(70)]
+        time.sleep(1)
+        slowest = 0.0
+        for _ in range(5):
+            start = time.monotonic()
+            client.get("/info/").raise_for_status()
+            slowest = max(slowest, time.monotonic() - start)
+        left = sum(not answer.done() for answer in answers)
+    assert [answer.result() for answer in answers] == [200] * 70
+    assert slowest < 1.0 and left > 40, (slowest, left)
+
+
 def test_a_newly_published_model_answers_without_a_restart(client: httpx.Client) -> None:
     path = Path(shared_server().settings["model"])
     first = path.read_bytes()

@@ -1,16 +1,16 @@
 """MONAI Label's routes for long work: train, scoring, batch inference. Each runs in its own process.
 
-``run_sync`` waits for that process in a thread of the server: the work itself never shares an
-interpreter with the readers' requests.
+``run_sync`` waits for that process without a thread: the work never shares an interpreter, and the wait
+never a place in line, with the readers' requests.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Annotated, Any, Literal
 
 import psutil
+from anyio import sleep, to_thread
 from fastapi import APIRouter, Body, Depends, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -77,15 +77,15 @@ def training_status(all: bool = False, check_if_running: bool = False) -> Any:
 
 
 @router.post("/train/{model}", dependencies=[Depends(admin)])
-def train(model: str, params: Parameters = None, run_sync: bool = False, enqueue: bool = False) -> Any:
+async def train(model: str, params: Parameters = None, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Starts training on the readers' labels; 429 while one runs, unless ``enqueue``."""
-    return _start("train", model, _checked(TrainParameters, params), wait=run_sync, enqueue=enqueue)
+    return await _start("train", model, _checked(TrainParameters, params), wait=run_sync, enqueue=enqueue)
 
 
 @router.post("/train/", dependencies=[Depends(admin)], include_in_schema=False)
-def train_all(params: Parameters = None, run_sync: bool = False) -> Any:
+async def train_all(params: Parameters = None, run_sync: bool = False) -> Any:
     """The same for every trainer, of which there is one."""
-    task = _start("train", NAME, _checked(TrainParameters, (params or {}).get(NAME)), wait=run_sync)
+    task = await _start("train", NAME, _checked(TrainParameters, (params or {}).get(NAME)), wait=run_sync)
     return {NAME: {"result": task, "detail": None}}
 
 
@@ -102,15 +102,15 @@ def scoring_status(all: bool = False, check_if_running: bool = False) -> Any:
 
 
 @router.post("/scoring/{method}", dependencies=[Depends(admin)])
-def score(method: str, params: Parameters = None, run_sync: bool = False) -> Any:
+async def score(method: str, params: Parameters = None, run_sync: bool = False) -> Any:
     """Starts predicting every image the current model has not seen."""
-    return _start("scoring", method, _checked(ScoringParameters, params), wait=run_sync)
+    return await _start("scoring", method, _checked(ScoringParameters, params), wait=run_sync)
 
 
 @router.post("/scoring/", dependencies=[Depends(admin)], include_in_schema=False)
-def score_all(params: Parameters = None, run_sync: bool = False) -> Any:
+async def score_all(params: Parameters = None, run_sync: bool = False) -> Any:
     """The same for every scoring method, of which there is one."""
-    task = _start("scoring", NAME, _checked(ScoringParameters, (params or {}).get(NAME)), wait=run_sync)
+    task = await _start("scoring", NAME, _checked(ScoringParameters, (params or {}).get(NAME)), wait=run_sync)
     return {NAME: {"result": task, "detail": None}}
 
 
@@ -127,11 +127,11 @@ def batch_status(all: bool = False, check_if_running: bool = False) -> Any:
 
 
 @router.post("/batch/infer/{model}", dependencies=[Depends(admin)])
-def batch(model: str, images: Literal["all", "labeled", "unlabeled"] = "all", params: Parameters = None,
-          run_sync: bool = False) -> Any:
+async def batch(model: str, images: Literal["all", "labeled", "unlabeled"] = "all",
+                params: Parameters = None, run_sync: bool = False) -> Any:
     """Starts predicting many images, whether or not the model has seen them."""
-    return _start("batch_infer", model, {"images": images, **_checked(BatchParameters, params)},
-                  wait=run_sync)
+    return await _start("batch_infer", model, {"images": images, **_checked(BatchParameters, params)},
+                        wait=run_sync)
 
 
 @router.delete("/batch/infer", dependencies=[Depends(admin)])
@@ -149,13 +149,20 @@ def _checked(kind: type[_Parameters], params: dict[str, Any] | None) -> dict[str
         raise HTTPException(422, f"{place or 'params'}: {first['msg']}.") from error
 
 
-def _start(method: str, name: str, params: dict[str, Any], *, wait: bool, enqueue: bool = False) -> Any:
+async def _start(method: str, name: str, params: dict[str, Any], *, wait: bool, enqueue: bool = False) -> Any:
     if name != NAME:
         raise HTTPException(404, f"{method}: need `{NAME}`, got another name.")
+    task = await to_thread.run_sync(_started, method, params, enqueue)
+    while wait and task["status"] in ("SUBMITTED", "RUNNING"):
+        await sleep(0.1)
+    return _shown(task)
+
+
+def _started(method: str, params: dict[str, Any], enqueue: bool) -> dict[str, Any]:
     app = app_instance()
     if method != "train" and not app.model.exists:
         raise HTTPException(404, "model: need a trained model, got none yet. Train one first.")
-    request = {"method" if method == "scoring" else "model": name}
+    request = {"method" if method == "scoring" else "model": NAME}
     with _starting:  # between looking and starting nobody else may start
         if running(method) and not enqueue:
             raise HTTPException(429, f"{method}: need the running one to end first. Wait, or stop it.")
@@ -164,9 +171,7 @@ def _start(method: str, name: str, params: dict[str, Any], *, wait: bool, enqueu
         task, detail = AsyncTask.run(method, request=request, params=params, enqueue=True)
     if task is None:
         raise HTTPException(429, detail)
-    while wait and task["status"] in ("SUBMITTED", "RUNNING"):
-        time.sleep(0.1)
-    return _shown(task)
+    return task
 
 
 def _status(method: str, every: bool, only_running: bool) -> Any:

@@ -1,6 +1,7 @@
 """MONAI Label's own routes, answered by us: same paths, same shapes, no blocked event loop.
 
-Every handler is a plain function, so each request runs in a thread and none waits for another.
+Every handler is a plain function, so each request runs in a thread and none waits for another; `infer`,
+which takes long, has threads of its own, so that a crowd of predictions keeps nobody else waiting.
 Images are named by ids of the store, never by a path; what a client may say is checked here, and a
 client's mistake is one sentence with 4xx.
 """
@@ -12,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Body, Depends, File, Form, HTTPException, Query, Response, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,6 +35,7 @@ from dcaf_monai.server.tasks import DEFAULT_OVERLAY, EXTENSIONS, NAME, scratch
 router = APIRouter()
 MAX_ANNOTATION = 64 * 1024
 """Largest annotation document, bytes."""
+_inferring = CapacityLimiter(8)
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
 
@@ -68,14 +71,18 @@ def info() -> dict[str, Any]:
 
 
 @router.post("/infer/{model}")
-def infer(model: str, image: str = "", output: Literal["json", "image", "all"] = "json",
-          params: Annotated[str, Form()] = "{}",
-          file: Annotated[UploadFile | None, File()] = None) -> Response:
+async def infer(model: str, image: str = "", output: Literal["json", "image", "all"] = "json",
+                params: Annotated[str, Form()] = "{}",
+                file: Annotated[UploadFile | None, File()] = None) -> Response:
     """Predicts an image of the store, or the one uploaded as ``file``, which is not kept.
 
     ``output=all`` answers ``multipart/form-data`` with the parts ``params`` (JSON) and ``image`` (the
     heat map: NRRD, or by ``result_extension`` a blended PNG); ``image`` answers the map alone.
     """
+    return await to_thread.run_sync(_infer, model, image, output, params, file, limiter=_inferring)
+
+
+def _infer(model: str, image: str, output: str, params: str, file: UploadFile | None) -> Response:
     app = app_instance()
     if model != NAME:
         raise HTTPException(404, f"model: need `{NAME}`, got another name.")
