@@ -45,7 +45,11 @@ class Beat:
 
 
 def cases(url: str, turns: int = 15) -> dict:
-    """Milliseconds from the click to the drawn overlay, by stage, beside the bare requests."""
+    """Milliseconds from the click to the drawn overlay, by stage, beside the bare requests.
+
+    Every turn opens a case of which nothing is there yet; then as many cases are read one after the other, of
+    which each was fetched while the one before was looked at.
+    """
     widget = connected(url)
     session, server = widget.session, Server(Address(url))
     uids = [item["uid"] for item in session.page.items]
@@ -77,8 +81,33 @@ def cases(url: str, turns: int = 15) -> dict:
             for name, seconds in {**stages, "bare answer": bare_answer, "bare picture": bare_picture}.items():
                 found[name].append(seconds * 1000)
             found["gap"].append(max(beat.gaps_ms))
+    session.close_case()
+    found["next"] = _read_on(widget, turns)
     return {name: {"median": statistics.median(values), "p95": sorted(values)[int(0.95 * len(values))],
                    "max": max(values)} for name, values in found.items()}
+
+
+def _read_on(widget, turns: int) -> list[float]:
+    """Milliseconds from the press of "Submit" to the next case with its overlay, each fetched ahead."""
+    session, found = widget.session, []
+    session.show_page()     # every answer so far has changed the order
+    fixture.wait(lambda: not session.page.busy, 60)
+    widget.ui.nextButton.click()
+    fixture.wait(lambda: session.case is not None and session.case.heat is not None, 60)
+    for _ in range(turns):
+        fixture.wait(lambda: session.ahead is not None and not session.ahead.awaited, 60)
+        ahead = session.ahead
+        session.choose(session.connection.classes[0][0])
+        fixture.process(0.1)
+        start = time.perf_counter()
+        widget.ui.submitButton.click()
+        fixture.wait(lambda: session.case is not None and session.case.picture is not None
+                     and session.case.heat is not None, 60)     # the one before is gone with the press
+        fixture.process(0)      # the views are painted
+        found.append((time.perf_counter() - start) * 1000)
+        if session.case is not ahead:
+            raise RuntimeError("viewer: need the case that was fetched ahead, got another.")
+    return found
 
 
 def worklist(url: str, turns: int = 12) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.parse
 import urllib.request
 
 import fixture
@@ -11,9 +12,9 @@ from served import Served
 
 
 def ask(served: Served, path: str, reader: str = "chief") -> object:
-    """JSON of a GET, past the extension."""
+    """JSON of a GET, past the extension; names in the path may be written as they are."""
     headers = {"Authorization": f"Bearer {served.tokens[reader]}"} if served.tokens else {}
-    request = urllib.request.Request(served.url + path, headers=headers)
+    request = urllib.request.Request(served.url + urllib.parse.quote(path, safe="/?&="), headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote_plus
+
 import fixture
 import pytest
 from ownclock import own_s
@@ -72,9 +74,10 @@ def test_no_late_answer_lands_on_another_case(opened, server) -> None:
     with Trouble(server.port) as slow:
         connect(opened, server, url=slow.url)
         first, second = free_cases(opened)[:2]
-        slow.delay_s, slow.only = 2.0, f"/dcaf/image?format=nrrd&image={first}"
+        slow.delay_s, slow.only = 2.0, f"/dcaf/image?image={quote_plus(first)}"
         opened.session.open_case(first)
         fixture.process(0.5)
+        assert any(slow.only in line for line in slow.seen)     # it is under way
         opened.session.open_case(second)
         case = loaded(opened)
         picture = case.picture

@@ -8,33 +8,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .ahead import LISTINGS, Ahead
 from .call import ServerError
 from .journal import Journal
-from .outbox import Outbox
-from .parts import Parts
-from .state import Case, Page, Sent, short_name
+from .state import Case, Sent
 from .topics import tells
 
-LISTINGS = ("case", "label", "score")
-"""Orders to look a case up by; by every other the server hands out cases."""
 UNSET: Any = object()
 LEASE_S = 1800.0
 
 
-class Cases(Parts):
+class Cases(Ahead):
     """Opening, answering and leaving; what a session is made of besides lies in `Session`."""
 
-    page: Page
-    case: Case | None
-    seeking: str   # the order of the next case while one is asked for; else empty
-    read_first: bool
     sent: tuple[Sent, ...]
-    _clock: Callable[[], float]
-    _has_local: Callable[[str], bool]
     _journal: Journal
     _last: Case | None
-    _map_kind: str
-    _outbox: Outbox
     _skips: tuple[tuple[str, str, str], ...]   # UID, reader and reason of those the server has not heard of
     _skip_at: float
     _say: Callable[[str, str], None]
@@ -77,6 +66,7 @@ class Cases(Parts):
         """Leaves the open case; unread it is given back."""
         self.seeking = ""
         self._leave()
+        self._drop_ahead()
 
     @tells
     def classify(self, path: Path | str, name: str, frame: int | None = None) -> None:
@@ -241,7 +231,7 @@ class Cases(Parts):
         else:
             self._leave()
             case = self._fresh(uid)
-            case.kept_document = answer.get("prediction") or None
+            self._take_stored(case, answer.get("prediction") or None)
             self._held(case, answer.get("lease_expires", ""))
             self._show(case)
 
@@ -250,10 +240,6 @@ class Cases(Parts):
             self.seeking = ""   # else it is asked for again when the server is back
         self._failed(error)
         self._mark("case")
-
-    def _fresh(self, uid: str) -> Case:
-        return Case(uid, short_name(uid), True, self._clock(), self._clock, revealed=not self.read_first,
-                    local=self._has_local(uid), map_kind=self._map_kind)
 
     def _show(self, case: Case) -> None:
         self.case = case

@@ -17,6 +17,7 @@ class Parts(Topics):
     """Fetching the parts of a case; what a session is made of besides lies in `Cases` and `Session`."""
 
     connection: Connection
+    ahead: Case | None   # fetched before it is opened
     _errands: Errands
     _server: Server | None
     _failed: Callable[[ServerError], None]
@@ -30,7 +31,7 @@ class Parts(Topics):
             self._ask_model(case, "heat")   # first, as it takes longest; the kept answer may come before it
         if not case.local and case.picture is None:
             self._ask_for(case, "picture", server.picture, case.uid, then=lambda grid: self._seen(case, grid))
-        if case.stored and case.kept_history is None:
+        if case.stored and case.kept_history is None and case is not self.ahead:
             self._ask_for(case, "history", server.history, case.uid, then=lambda told: self._told(case, told))
         if unanswered:
             if case.stored:
@@ -48,16 +49,17 @@ class Parts(Topics):
 
         def came(value: Any) -> None:
             case.awaited.discard(part)
-            self._mark("case")
+            self._changed_of(case, "case")
             then(value)
 
         def came_not(error: ServerError) -> None:
             case.awaited.discard(part)
-            self._mark("case")
-            (failed or self._failed)(error)
+            self._changed_of(case, "case")
+            if case is not self.ahead:   # nobody has asked for that one yet
+                (failed or self._failed)(error)
 
         case.awaited.add(part)
-        self._mark("case")
+        self._changed_of(case, "case")
         self._errands.ask(function, *args, then=came, failed=came_not, owner=case, about=part)
 
     def _unscored(self, case: Case) -> Callable[[ServerError], None]:
@@ -91,16 +93,35 @@ class Parts(Topics):
                       then=lambda answer: self._answered(case, answer, kind, target))
 
     def _kept(self, case: Case, document: dict[str, Any]) -> None:
-        if case.kept_document is None:   # else the model itself was quicker, and knows better
+        if case.kept_document is not None:
+            return   # the model itself was quicker, and knows better
+        if not self._of_another_model(document):
             self._answered(case, Answer(document))
+        elif "heat" not in case.awaited:
+            self._ask_model(case, "document")   # the model of now has not been asked about it
+
+    def _take_stored(self, case: Case, document: dict[str, Any] | None) -> None:
+        """Takes over what the server had stored when it handed the case out; newer than what is known."""
+        known = case.kept_document
+        if document is None or (known and known["model"]["version"] == document["model"]["version"]):
+            return
+        case.kept_heats.clear()
+        case.kept_document = None if self._of_another_model(document) else document
+
+    def _of_another_model(self, document: dict[str, Any] | None) -> bool:
+        """Whether a document is not the answer of the model that stands at the server."""
+        model = self.connection.model
+        return bool(document and model) and document["model"]["version"] != model["version"]
 
     def _answered(self, case: Case, answer: Answer, kind: str | None = None,
                   target: str | None = None) -> None:
-        case.kept_document = answer.document
+        known, case.kept_document = case.kept_document, answer.document
+        if known and known["model"]["version"] != answer.document["model"]["version"]:
+            case.kept_heats.clear()   # maps of a model that is no longer there
         if answer.heat is not None and kind is not None:
             case.kept_heats[kind, self._target(case, kind, target)] = answer.heat
         self._map(case)
-        self._mark("case", "heat")
+        self._changed_of(case, "case", "heat")
 
     def _map(self, case: Case) -> None:
         """Has the chosen map ready, or says why there is none."""
@@ -133,7 +154,11 @@ class Parts(Topics):
 
     def _seen(self, case: Case, grid: Grid) -> None:
         case.picture = grid
-        self._mark("picture")
+        self._changed_of(case, "picture")
 
     def _told(self, case: Case, history: list[dict[str, Any]]) -> None:
         case.kept_history = tuple(history)
+
+    def _changed_of(self, case: Case, *topics: str) -> None:
+        if case is not self.ahead:   # of which nothing is shown yet
+            self._mark(*topics)

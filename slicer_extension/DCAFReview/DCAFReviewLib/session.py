@@ -28,7 +28,8 @@ POLL_RUNNING_S, POLL_S = 1.0, 15.0
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
 LAST_WORD_S = 1.0
 """Longest wait at the very end, for giving the open case back."""
-THREADS = 4
+THREADS = 7
+"""Three may be fetching ahead, and must not keep the reader waiting."""
 _TRAINING = {field.name for field in fields(Training)} - {"changes"}
 
 
@@ -52,6 +53,7 @@ class Session(Cases):
         self.connection = Connection()
         self.page = Page()
         self.case: Case | None = None
+        self.ahead: Case | None = None
         self.seeking = ""
         self.training = Training()
         self.notice = Notice()
@@ -104,7 +106,7 @@ class Session(Cases):
     @tells
     def disconnect(self) -> None:
         """Leaves the server: the open case is given back, everything under way is called off."""
-        case, self.case, self._last = self.case, None, None
+        case, self.case, self.ahead, self._last = self.case, None, None, None
         self.seeking, self._skips = "", ()
         self._errands.drop_all()
         if case is not None and case.leased:
@@ -115,7 +117,7 @@ class Session(Cases):
 
     @tells
     def tick(self) -> None:
-        """Moves everything on; to be called about every 40 ms. Never waits."""
+        """Moves everything on; to be called about every 20 ms. Never waits."""
         self._errands.collect()
         now, state = self._clock(), self.connection.state
         if state == "on":
@@ -128,6 +130,7 @@ class Session(Cases):
             self._send()
             self._send_skip()
             self._go_on()
+            self._look_ahead()
         elif state == "lost" and now >= self._retry_at and not self._errands.under_way("session"):
             self._ask_session()
 
@@ -204,10 +207,12 @@ class Session(Cases):
             self._outbox.afresh()
             self._trained(answer.get("training") or {"state": "idle"}, tell=False)
             self._refresh()
-        if self.case is not None and (back or version != (self.connection.model or {}).get("version")):
-            self._fetch(self.case)
-            if back and self.case.stored:
-                self._hold()
+        if back or version != (self.connection.model or {}).get("version"):
+            self._drop_ahead()
+            if self.case is not None:
+                self._fetch(self.case)
+                if back and self.case.stored:
+                    self._hold()
 
     def _not_welcomed(self, error: ServerError) -> None:
         if self.connection.state == "lost" and error.kind in ("unreachable", "timeout", "failed", "busy"):
@@ -221,6 +226,7 @@ class Session(Cases):
     def _off(self, why: str) -> None:
         """The connection is over until somebody connects again; the open case stays for its answer."""
         self._errands.drop_all()
+        self.ahead = None
         self.connection.state, self.connection.message, self.seeking = "off", why, ""
         self.page.busy = False
         if self.case is not None:
@@ -231,6 +237,7 @@ class Session(Cases):
     def _lost(self, error: ServerError) -> None:
         if self.connection.state == "on":
             self.connection.state, self.connection.message = "lost", str(error)
+            self._drop_ahead()
             self._later()
             self._mark("connection")
 
