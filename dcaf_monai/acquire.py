@@ -79,7 +79,7 @@ class Acquired:
 
     Args:
         cases: Their numbers in the pool, the first first; those of one patient together.
-        random: Whether each came by the random share: these are a fair sample of the pool.
+        random: Whether each came by the random share: these are a fair sample of the pool as it is now.
     """
 
     cases: np.ndarray
@@ -97,7 +97,7 @@ def acquire(strategy: str, pool: Pool, *, count: int, seed: int, random_share: f
         seed: Of everything random; the same arguments give the same cases.
         random_share: 0 to 1, share of units (cases, or patients) drawn at random from the whole pool
             before the strategy chooses, and spread evenly over the order: a monitor of the model that
-            the strategy does not bias. In a small batch it holds on average over seeds.
+            the strategy does not bias among what is still unlabelled. In a small batch it holds on average over seeds.
 
     Raises:
         ValueError: For an unknown strategy, a count below 1, a share outside [0, 1], or a strategy that

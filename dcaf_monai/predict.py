@@ -209,6 +209,12 @@ class Predictor:
                 yield from answer()
         yield from answer()
 
+    def hidden(self, pooled: np.ndarray) -> np.ndarray:
+        """Pooled vectors ``(cases, units)`` to what the last layer reads, dropout off: ``(cases, hidden)``."""
+        with torch.inference_mode():
+            units = torch.from_numpy(np.asarray(pooled, np.float32)).to(self.device)
+            return self.model.network.head[:-1](units).cpu().numpy()
+
     def _batch(self, placed: Sequence[Placed], overlays: Sequence[str],
                target: str | None) -> list[Prediction]:
         """Predictions of at most one batch of prepared images."""

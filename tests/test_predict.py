@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dcaf_monai.conformal import fit_conformal
 from dcaf_monai.dicom import read_image, sop_instance_uid
@@ -26,6 +27,14 @@ def predictor(tiny_model: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def paths(films: Path) -> list[Path]:
     return sorted(films.rglob("*.dcm"))[:6]
+
+
+def test_the_last_layer_turns_what_it_reads_into_the_logits(predictor: Predictor) -> None:
+    model = predictor.model
+    pooled = np.random.default_rng(0).normal(size=(3, 2 * model.network.config.fused)).astype(np.float32)
+    hidden = torch.from_numpy(predictor.hidden(pooled))
+    assert hidden.shape == (3, model.network.config.hidden)
+    torch.testing.assert_close(model.network.head[-1](hidden), model.network.head(torch.from_numpy(pooled)))
 
 
 def test_a_batch_answers_as_one_by_one(predictor: Predictor, paths: list[Path]) -> None:

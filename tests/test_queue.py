@@ -179,6 +179,7 @@ class FileScorer:
 
     def __init__(self, version: str, *, bad: tuple[str, ...] = (), stop_after: int = 1000) -> None:
         self.model = SimpleNamespace(version=version, temperature=1.0)
+        self.hidden = np.abs
         self.bad, self.stop_after, self.asked = bad, stop_after, []     # type: ignore[var-annotated]
 
     def predict_files(self, files: Iterable[tuple[str | None, Path, int | None]]

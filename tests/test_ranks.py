@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +161,20 @@ def test_places_count_for_their_model_version_only_when_one_is_named(pool: Store
     assert drain(pool, "coreset", 1) == place[3:4]
 
 
+def test_badge_compares_by_what_the_last_layer_reads(pool: Store) -> None:
+    uids, known = kept(pool)
+
+    def hidden(pooled: np.ndarray) -> np.ndarray:
+        return np.tanh(pooled[:, :2] * 3)
+
+    seed = int.from_bytes(hashlib.sha256(b"v1").digest()[:4], "big")
+    expected = [[uids[case] for case in acquire.acquire("badge", replace(known, hidden=how), count=MANY,
+                                                        seed=seed).cases]
+                for how in (hidden(known.pooled), None)]
+    pool.rank_pool("v1", hidden=hidden)
+    assert drain(pool, "badge", 10) == expected[0][:10] != expected[1][:10]
+
+
 def test_a_roll_back_forgets_the_places_of_the_version_taken_back(pool: Store) -> None:
     pool.save_predictions([("x00.png", prediction("v2", entropy=0.5))])
     pool.rank_pool("v1")
@@ -198,6 +214,7 @@ def test_evidence_is_kept_as_float16_and_nothing_overflows() -> None:
 def test_scoring_ends_by_ranking_the_pool(pool: Store) -> None:
     class Nothing:
         model = SimpleNamespace(version="v1", temperature=2.0)
+        hidden = staticmethod(np.abs)
 
         def predict_files(self, files: Any) -> Any:
             made = np.random.default_rng(9)

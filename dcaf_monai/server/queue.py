@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 # These two need no `compat`; monailabel.app does.
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -102,6 +104,9 @@ class Scorer(Protocol):
                       ) -> Iterator[tuple[str | None, Any]]:
         """``(uid, Prediction | ImageError)`` for each ``(uid, path, frame)``."""
 
+    def hidden(self, pooled: np.ndarray) -> np.ndarray:
+        """What the last layer reads of pooled vectors."""
+
 
 class PoolScoring(ScoringMethod):
     """Scores every image of the pool that the present model has not scored.
@@ -166,7 +171,7 @@ class PoolScoring(ScoringMethod):
                 logger.info("scoring with model %s: %d of %d done, %d failed",
                             version, done, len(waiting), failed)
         compared = datastore.rank_pool(version, temperature=predictor.model.temperature,
-                                       random_share=self._random_share)
+                                       random_share=self._random_share, hidden=predictor.hidden)
         return {"model_version": version, "scored": scored, "failed": failed, "reranked": reranked,
                 "compared": compared, "remaining": bool(datastore.unscored(version, limit=1))}
 

@@ -9,7 +9,7 @@ ranks anew. On the server each image is a unit of its own: it keeps no patients'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class Ranks:
 
     database: Database
 
-    def rank_pool(self, model_version: str, *, temperature: float = 1.0, random_share: float = 0.0) -> int:
+    def rank_pool(self, model_version: str, *, temperature: float = 1.0, random_share: float = 0.0,
+                  hidden: Callable[[np.ndarray], np.ndarray] | None = None) -> int:
         """Works out the order of every strategy anew, from one model's evidence on the unread images.
 
         Args:
@@ -36,6 +37,8 @@ class Ranks:
             temperature: That model's.
             random_share: Share of the places that go to images drawn at random from the whole unread
                 pool; they are marked. Above 0 the orders of single scores have places, too.
+            hidden: Pooled vectors ``(cases, units)`` to what that model's last layer reads of them, for
+                ``badge``; without it the pooled vectors stand in.
 
         Returns:
             How many unread images were compared.
@@ -56,8 +59,10 @@ class Ranks:
         found: list[dict[str, Any]] = []
         if unread:
             sampled = torch.from_numpy(_numbers(unread, "sampled")).unflatten(1, (unread[0].samples, -1))
+            pooled = _numbers(unread, "pooled")
             pool = acquire.Pool(
-                _numbers(unread, "pooled"), sampled.transpose(0, 1), temperature=temperature,
+                pooled, sampled.transpose(0, 1), temperature=temperature,
+                hidden=hidden(pooled) if hidden else None,
                 labelled=_numbers(self._evidence(model_version, read=True, limit=LABELLED), "pooled",
                                   units=len(unread[0].pooled) // 2))
             seed = int.from_bytes(hashlib.sha256(model_version.encode()).digest()[:4], "big")

@@ -48,7 +48,8 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
         cors: Web origins whose pages may call.
         auto_score: Predict new images without being asked.
         random_share: Share of the cases handed out that is drawn at random, 0 to 1, for monitoring that the
-            queue's choice does not bias.
+            queue's choice does not bias; drawn from what is unread when the pool is ranked, so it tells of
+            the cases still to come, not of those read before.
 
     Raises:
         ValueError: For a setting that cannot work or is not safe, or a port in use.
