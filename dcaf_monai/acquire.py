@@ -97,7 +97,8 @@ def acquire(strategy: str, pool: Pool, *, count: int, seed: int, random_share: f
         seed: Of everything random; the same arguments give the same cases.
         random_share: 0 to 1, share of units (cases, or patients) drawn at random from the whole pool
             before the strategy chooses, and spread evenly over the order: a monitor of the model that
-            the strategy does not bias among what is still unlabelled. In a small batch it holds on average over seeds.
+            the strategy does not bias among what is still unlabelled. In a small batch it holds on
+            average over seeds.
 
     Raises:
         ValueError: For an unknown strategy, a count below 1, a share outside [0, 1], or a strategy that

@@ -210,7 +210,7 @@ class Predictor:
         yield from answer()
 
     def hidden(self, pooled: np.ndarray) -> np.ndarray:
-        """Pooled vectors ``(cases, units)`` to what the last layer reads, dropout off: ``(cases, hidden)``."""
+        """What the last layer reads, ``(cases, hidden)``, of pooled vectors ``(cases, units)``."""
         with torch.inference_mode():
             units = torch.from_numpy(np.asarray(pooled, np.float32)).to(self.device)
             return self.model.network.head[:-1](units).cpu().numpy()
