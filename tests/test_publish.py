@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dcaf_monai.model import Model, ModelError, load_model, save_model
 from dcaf_monai.network import DualCrossAttentionFusion
-from dcaf_monai.publish import history, publish, publish_version, rollback, shelf
+from dcaf_monai.publish import RECORD, history, publish, publish_version, rollback, shelf
 from dcaf_monai.tasks import TASKS
 from dcaf_monai.transforms import Preprocessing
 
@@ -71,6 +72,43 @@ def test_rollback_goes_back_one_version_at_a_time_and_then_says_so(base, tmp_pat
         rollback(path)
     assert publish_version(path, candidate(base, 3).version) == load_model(path).version
     assert len(history(path)) == 3
+
+
+def test_rollback_follows_the_order_of_publishing_and_not_of_birth(base, tmp_path):
+    path = tmp_path / "model.safetensors"
+    one, two, three = (candidate(base, number) for number in (1, 2, 3))
+    for model in (one, three, two):  # born earlier, trained longer
+        publish(model, path, candidate_nll=.5, published_nll=lambda model: 9.0)
+    publish_version(path, one.version)
+    assert [rollback(path) for _ in range(3)] == [two.version, three.version, one.version]
+    with pytest.raises(ValueError, match="need an earlier version"):
+        rollback(path)
+
+
+def test_a_shelf_without_a_record_goes_back_by_birth(base, tmp_path):
+    path = tmp_path / "model.safetensors"
+    for number in (1, 2, 3):
+        publish(candidate(base, number), path, candidate_nll=.5, published_nll=lambda model: 9.0)
+    (shelf(path) / RECORD).unlink()
+    assert rollback(path) == candidate(base, 2).version
+
+
+def test_the_second_of_two_publishers_is_compared_with_the_first(base, tmp_path):
+    path = tmp_path / "model.safetensors"
+    publish(candidate(base, 1), path, candidate_nll=.5)
+    seen = []
+
+    def judged(model):
+        seen.append(model.version)
+        time.sleep(.3)
+        return {1: .5, 2: .4, 3: .3}[model.temperature]
+
+    with ThreadPoolExecutor(2) as pool:
+        verdicts = list(pool.map(lambda n: publish(candidate(base, n), path, candidate_nll={2: .4, 3: .3}[n],
+                                                   published_nll=judged), (2, 3)))
+    assert load_model(path).temperature == 3 and len(set(seen)) == 2
+    both = seen[1] == candidate(base, 2).version  # the better one came second
+    assert [verdict.published for verdict in verdicts] == [both, True]
 
 
 def test_a_version_the_shelf_does_not_have_is_refused(base, tmp_path):
