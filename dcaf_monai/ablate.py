@@ -264,6 +264,7 @@ class _Table:
         held = mean_probs(val, temperature)[calibrates]
         whole, _ = metrics.figures(held, self.val.labels[calibrates], np.ones((1, len(calibrates))))
         found["ece_held_out_validation"] = float(whole["ece"][0])
+        found["ece_held_out_by_chance"] = metrics.calibration_error_by_chance(held.max(1))["value"]
         for alpha in ALPHAS:
             for conditional in (False, True):
                 sets = fit_conformal(held, self.val.labels[calibrates], groups, self.classes, alpha=alpha,

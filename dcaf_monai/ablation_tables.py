@@ -13,7 +13,8 @@ from dcaf_monai.headline import LIMIT, is_too_good
 TITLES = {"auroc": "AUROC", "aupr": "AUPR", "accuracy": "accuracy", "nll": "NLL", "brier": "Brier",
           "ece": "ECE", "aurc": "AURC", "augrc": "AUGRC", "failure_auroc": "failures: softmax",
           "failure_auroc_entropy": "entropy", "failure_auroc_mutual_information": "mutual information",
-          "ece_held_out_validation": "ECE, calibration half of validation"}
+          "ece_held_out_validation": "ECE, calibration half of validation",
+          "ece_held_out_by_chance": "by chance there"}
 NAMES = {"dcaf": "DCAF", "first_only": "{first} only", "second_only": "{second} only",
          "concat_only": "concatenation only", "no_gate": "no gate", "no_refine": "no refined attention",
          "logit_average": "logit average of both branches", "softmax": "softmax",
@@ -60,8 +61,9 @@ def ablation_table(document: Mapping[str, Any]) -> str:
                      for key, found in document["differences"].items())),
             "", "Ways to be unsure, on the features of the DCAF networks. *Failures* is the AUROC of "
             "telling wrong from right answers by that score.", "",
-            *figures(("nll", "brier", "ece", "ece_held_out_validation", "aurc", "augrc", "failure_auroc",
-                      "failure_auroc_entropy", "failure_auroc_mutual_information"), document["ways"])]
+            *figures(("nll", "brier", "ece", "ece_held_out_validation", "ece_held_out_by_chance", "aurc",
+                      "augrc", "failure_auroc", "failure_auroc_entropy", "failure_auroc_mutual_information"),
+                     document["ways"])]
     return "\n".join([*text, "", *_coverage(document)]) + "\n"
 
 

@@ -48,7 +48,7 @@ WORDS = (
      "curve (0.5 is chance) and average precision (the share of the class is chance)."),
     ("NLL, Brier", "How good probabilities are as probabilities; smaller is better."),
     ("ECE", "Mean gap between how sure the model says it is and how often it is right; adaptive: over bins "
-     "of equally many cases."),
+     "of equally many cases. By chance: what a perfectly calibrated model would have on so few cases."),
     ("AURC, AUGRC", "Error left when the least certain cases are given away, averaged over all shares given "
      "away; AUGRC counts silent failures among all cases and is fairer between models."),
     ("Failure AUROC", "How well a score puts wrong answers before right ones."),

@@ -125,9 +125,11 @@ def _calibration(test: Answers, after: Mapping[str, Any], settings: Settings) ->
     told = {way: metrics.report(probs, test.labels, test.groups, test.classes, **settings.draws)
             for way, probs in ways.items()}
     found: dict[str, Any] = {
-        way: {name: figures[name] for name in (*CALIBRATION, "accuracy", "auroc")}
-        for way, figures in (("before", told["before"]), ("after", after),
-                             ("without_dropout", told["without_dropout"]))}
+        way: {**{name: figures[name] for name in (*CALIBRATION, "accuracy", "auroc")},
+              "ece_by_chance": metrics.calibration_error_by_chance(probs.max(1), seed=settings.seed)}
+        for way, figures, probs in (("before", told["before"], test.uncalibrated),
+                                    ("after", after, test.probs),
+                                    ("without_dropout", told["without_dropout"], test.plain))}
     return {**found, "diagrams": {"before": _diagram(test.uncalibrated, test.labels),
                                   "after": _diagram(test.probs, test.labels)}}
 

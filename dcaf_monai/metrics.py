@@ -186,6 +186,23 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.n
     return gap.sum(1) / weights.sum(1)
 
 
+def calibration_error_by_chance(confidence: np.ndarray, *, draws: int = 500,
+                                seed: int = 0) -> dict[str, float | None]:
+    """ECE that cases of these confidences would have, were the model calibrated perfectly.
+
+    Bins of few cases are never even: 50 cases have an ECE of several hundredths by chance alone, and an ECE
+    inside the interval tells nothing against the calibration.
+
+    Returns:
+        Mean and middle 95 % of the ECE of outcomes drawn with the confidences as their probabilities.
+    """
+    outcomes = np.random.default_rng(seed).random((draws, len(confidence))) < confidence
+    once = np.ones((1, len(confidence)))
+    found = np.array([calibration_error(confidence, correct, once)[0] for correct in outcomes])
+    low, high = np.percentile(found, [2.5, 97.5])
+    return {"value": float(found.mean()), "low": float(low), "high": float(high)}
+
+
 def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray,
                                weights: np.ndarray) -> np.ndarray:
     """Calibration error of the top class over `ECE_BINS` bins of equal mass, L1, each draw binned anew.

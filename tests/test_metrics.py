@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -297,3 +298,14 @@ def test_input_that_does_not_fit_is_refused(change, message):
 def test_a_reliability_diagram_of_what_does_not_fit_is_refused(probs, labels, bins, message):
     with pytest.raises(ValueError, match=message):
         metrics.reliability(probs, labels, bins)
+
+
+def test_the_ece_by_chance_is_that_of_outcomes_drawn_by_hand():
+    confidence = np.array([.95] * 30 + [.55] * 10)
+    told = metrics.calibration_error_by_chance(confidence, draws=4000)
+    right = np.arange(31)   # two bins: expected gaps of two binomials, weighted by their cases
+    expected = sum((binom.pmf(right, n, p) * np.abs(right / n - p)).sum() * n / 40
+                   for n, p in ((30, .95), (10, .55)))
+    assert told["value"] == pytest.approx(expected, rel=.03)
+    assert 0 < told["low"] < told["value"] < told["high"]
+    assert metrics.calibration_error_by_chance(np.full(4000, .9))["value"] < .01 < told["value"]
