@@ -125,13 +125,18 @@ class Predictor:
         cutoffs: A site's own cut-offs, class name to probability (see
             `calibration.load_overrides`); they replace the model's.
         batch_size: Images that go through the network at once.
+        notices: What every answer of this predictor is to say besides.
+
+    Raises:
+        ValueError: For a model without active dropout.
     """
 
-    def __init__(self, model: Model, *, device: str = "cpu",
-                 cutoffs: Mapping[str, float] | None = None, batch_size: int = 8) -> None:
+    def __init__(self, model: Model, *, device: str = "cpu", cutoffs: Mapping[str, float] | None = None,
+                 batch_size: int = 8, notices: tuple[Notice, ...] = ()) -> None:
         self.model = model
         self.device = torch.device(device)
         self.batch_size = batch_size
+        self.notices = notices
         self.cutoffs = {name: point.cutoff for name, point in model.operating_points.items()}
         self.cutoffs |= dict(cutoffs or {})
         self._network = optimised(model.network).to(self.device)
@@ -250,7 +255,8 @@ class Predictor:
             samples=self.model.samples, seed=self.model.seed, cutoffs=self.cutoffs,
             model=self._reference, geometry=image.geometry, patient_orientation=image.patient_orientation,
             pooled=pooled[index], sampled=sampled[:, index], heats=maps[index],
-            notices=image.notices + self.model.task.notices(image) + self._drifted(pooled[index]),
+            notices=(*image.notices, *self.model.task.notices(image), *self._drifted(pooled[index]),
+                     *self.notices),
             conformal=self._set(probs[index], image.uid))
             for index, (image, _, _) in enumerate(placed)]
 

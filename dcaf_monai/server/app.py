@@ -48,6 +48,8 @@ SETTINGS = {
 SERVER_SETTINGS = ("token_file", "behind_proxy", "cors", "max_body", "server_mode")
 JOBS = ("train", "scoring", "batch_infer")
 RESCAN_S = 30.0
+WORLD = (StoreError, ModelError, OSError, LookupError, ValueError, RuntimeError, MemoryError)
+"""What files, the database, a model or starting a process can raise while the folder is looked through."""
 
 
 class DcafApp(MONAILabelApp):
@@ -202,8 +204,9 @@ class DcafApp(MONAILabelApp):
                         ranked_by = version
                     if self._auto_score and self._should_score(version):
                         self.async_scoring(NAME)
-            except (StoreError, ModelError, OSError) as error:
-                logger.error("Looking for new images: %s", error)
+            except WORLD as error:  # a next look may go well; foreign words may name a patient
+                ours = isinstance(error, (StoreError, ModelError))
+                logger.error("Looking for new images: %s", error if ours else type(error).__name__)
             self._closing.wait(RESCAN_S)
 
     def _should_score(self, version: str) -> bool:

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from dcaf_monai.calibration import load_overrides
+from dcaf_monai.image import Notice
 from dcaf_monai.model import Model, ModelError, describe_model, load_model
 from dcaf_monai.predict import Predictor
 from dcaf_monai.tasks import Task, task_named
@@ -21,7 +22,7 @@ class PublishedModel:
         path: The published file; it need not exist yet. None for a server that never has one.
         device: Where the network runs.
         cutoffs: A site's own cut-offs, for one version of the model; after another one is published
-            the model's own hold, and the log says so.
+            the model's own hold, and the log and every answer say so.
     """
 
     def __init__(self, path: Path | None, *, device: str = "cpu", cutoffs: Path | None = None) -> None:
@@ -83,18 +84,22 @@ class PublishedModel:
         stamp = self._stamp_now()
         try:
             model = load_model(self.path)
-            self._predictor = Predictor(model, device=self._device, cutoffs=self._own_cutoffs(model))
+            cutoffs, notices = self._own_cutoffs(model)
+            self._predictor = Predictor(model, device=self._device, cutoffs=cutoffs, notices=notices)
+        except ValueError as error:  # no dropout: such a model cannot say how unsure it is
+            raise ModelError(str(error)) from error
         finally:
             self._stamp = stamp  # a bad file is tried once, not at every request
 
-    def _own_cutoffs(self, model: Model) -> dict[str, float]:
+    def _own_cutoffs(self, model: Model) -> tuple[dict[str, float], tuple[Notice, ...]]:
         if self._cutoffs is None:
-            return {}
+            return {}, ()
         try:
-            return load_overrides(self._cutoffs, model.version, model.task.classes)
+            return load_overrides(self._cutoffs, model.version, model.task.classes), ()
         except ValueError as error:
             logger.error("The site's cut-offs are not used, the model's own are: %s", error)
-            return {}
+            return {}, (Notice("site_cutoffs", "Cut-offs: the site's own do not fit this version of the "
+                               "model and are not used; the model's own are. Fit them anew."),)
 
     def _stamp_now(self) -> tuple[int, ...]:
         try:
