@@ -75,6 +75,21 @@ def test_the_worklist_is_most_uncertain_first_and_tells_what_the_server_knows(op
         assert table.cellWidget(row, 3).value == round(100 * item["normalized_entropy"])
 
 
+def test_no_column_of_the_worklist_is_cut_off_at_the_panels_usual_width(opened, server) -> None:
+    connect(opened, server)
+    open_next(opened)       # a row is chosen
+    fixture.process(0.1)
+    table = opened.ui.worklistTable
+    header = table.horizontalHeader()
+    assert table.horizontalScrollBar().maximum == 0
+    for column in range(table.columnCount):
+        title = table.horizontalHeaderItem(column).text()
+        assert header.fontMetrics().horizontalAdvance(title) + 4 <= header.sectionSize(column), title
+        assert column == 3 or table.sizeHintForColumn(column) <= table.columnWidth(column) + 1, title
+    bar = table.cellWidget(0, 3)
+    assert abs(bar.height - table.rowHeight(0)) <= 1        # its number stands in the middle of the row
+
+
 def test_the_server_sorts_by_the_column_that_is_clicked_and_back(opened, server) -> None:
     connect(opened, server)
     header = opened.ui.worklistTable.horizontalHeader()
@@ -323,6 +338,10 @@ def test_training_is_for_admins_shows_its_curve_and_what_changed(opened, server,
     if state == "published":
         fixture.wait(lambda: opened.session.training.changes is not None)
         assert "answers changed" in opened.ui.changesLabel.text
+        version = opened.session.training.version
+        fixture.wait(lambda: opened.session.page.items and all(     # the list is that of the new model
+            item["model_version"] == version for item in opened.session.page.items))
+    fixture.main_window().show_section(opened.ui.learnSection)
     fixture.process(0.2)
     fixture.screenshot(fixture.main_window(), pictures / "learn.png")
 

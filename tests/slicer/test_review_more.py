@@ -78,6 +78,7 @@ def test_the_orders_are_those_of_the_server_and_cases_come_by_the_chosen_one(tal
         box.setCurrentIndex(chosen)
         fixture.wait(lambda: not talking.session.page.busy)
         assert f"/dcaf/worklist?order={offered[chosen][1]}&" in line.seen[-1]
+        assert talking.ui.nextButton.text == ("Next most uncertain" if chosen else "Next of this order")
         talking.ui.nextButton.click()
         fixture.wait(lambda: not talking.session.seeking)
         assert any(f"/activelearning/{asked} " in request for request in line.seen)

@@ -22,6 +22,7 @@ class Cases(Ahead):
     """Opening, answering and leaving; what a session is made of besides lies in `Session`."""
 
     sent: tuple[Sent, ...]
+    agreement: dict[str, Any] | None
     _journal: Journal
     _last: Case | None
     _skips: tuple[tuple[str, str, str], ...]   # UID, reader and reason of those the server has not heard of
@@ -40,13 +41,16 @@ class Cases(Ahead):
 
     @tells
     def open_case(self, uid: str) -> None:
-        """Opens this very case and holds it; gives it up again when another reader holds it."""
+        """Opens this very case and holds it; gives it up again when another reader holds it.
+
+        The open case asked for again stays as it is, with what was answered so far.
+        """
         if self.connection.state == "off":
             return self._say("Connect to a server first.", "warning")
         self.seeking = ""
         if self.case is None or self.case.uid != uid:
             self._leave()
-        self._show(self._fresh(uid))
+            self._show(self._fresh(uid))
         self._hold()
 
     @tells
@@ -174,6 +178,18 @@ class Cases(Ahead):
         if self.case is not None and self.case.stored:
             self.case.local = False
             self._fetch(self.case)
+
+    @tells
+    def ask_agreement(self) -> None:
+        """Asks how far the readers agree so far; `agreement` tells it then."""
+        if self.connection.state != "on" or self._errands.under_way("agreement"):
+            return
+
+        def came(told: dict[str, Any]) -> None:
+            self.agreement = told
+            self._mark("agreement")
+
+        self._errands.ask(self._server.agreement, then=came, failed=self._failed, owner="agreement")
 
     def showed(self, **shown: Any) -> None:
         """Keeps what the reader had before their eyes: ``map``, ``opacity``, ``threshold``."""

@@ -144,6 +144,10 @@ class Server:
         """Images whose readers differ and nobody has settled: ``[{uid, labels: {reader: label}}]``."""
         return self._list("/dcaf/disagreements")
 
+    def agreement(self) -> dict[str, Any]:
+        """How far the readers agree: ``{images, images_with_two_readers, pairs, fleiss_kappa}``."""
+        return self._object("GET", "/dcaf/agreement", needs=("images_with_two_readers", "pairs"))
+
     def infer(self, uid: str, overlay: str | None = None, target: str | None = None) -> Answer:
         """Asks the model about an image of the store.
 

@@ -8,6 +8,8 @@ from DCAFReviewLib.reading import SURE, UNSURE
 
 COLUMNS = ("Case", "Model says", "Prob.", "Entropy", "Status", "Read by")
 CASE, LABEL, SCORE, ENTROPY, STATUS, READERS = range(len(COLUMNS))
+WIDTHS = {CASE: 80, LABEL: 74, SCORE: 40, ENTROPY: 52, STATUS: 54, READERS: 50}
+"""Pixels; the last takes what is left."""
 ORDER_OF_COLUMN = {CASE: "case", LABEL: "label", SCORE: "score", ENTROPY: "entropy"}
 """The server sorts, since a page is a small part of the list."""
 ORDERS = {"entropy": "Most uncertain first", "mutual_information": "Samples disagree most",
@@ -45,7 +47,9 @@ class WorklistPanel:
         table.verticalHeader().setDefaultSectionSize(22)
         header = table.horizontalHeader()
         header.setStretchLastSection(True)
-        for column, width in ((CASE, 80), (LABEL, 78), (SCORE, 46), (ENTROPY, 56), (STATUS, 60)):
+        header.setHighlightSections(False)      # bold titles would be wider than their columns
+        header.setMinimumSectionSize(30)
+        for column, width in WIDTHS.items():
             table.setColumnWidth(column, width)
         header.connect("sectionClicked(int)", self._sort)
         table.connect("cellDoubleClicked(int,int)", self._open)
@@ -93,6 +97,9 @@ class WorklistPanel:
         drawn = any(item.get("random") for item in page.items)
         ui.pageLabel.text = "Asking \u2026" if page.busy else text + (", * drawn at random" if drawn else "")
         ui.pageLabel.toolTip = DRAWN if drawn else ""
+        # by a list of names no case is handed out: then it is the most uncertain one, too
+        uncertain = page.order in ("entropy", *ORDER_OF_COLUMN.values())
+        ui.nextButton.text = "Next most uncertain" if uncertain else "Next of this order"
         ui.previousButton.enabled = page.offset > 0
         ui.followingButton.enabled = last < page.total
 
@@ -115,8 +122,8 @@ class WorklistPanel:
                  READERS: ", ".join(item["read_by"])}
         for column, text in texts.items():
             cell = qt.QTableWidgetItem(text)
-            if column == CASE:
-                cell.setToolTip(item["uid"] + ("\n" + DRAWN if drawn else ""))
+            # what a narrow column may cut off
+            cell.setToolTip(item["uid"] + ("\n" + DRAWN if drawn else "") if column == CASE else text)
             table.setItem(row, column, cell)
         if scored:
             table.setCellWidget(row, ENTROPY, _entropy_bar(item["normalized_entropy"]))
@@ -156,9 +163,9 @@ def _entropy_bar(share: float) -> object:
     bar.setMaximum(100)
     bar.setValue(round(100 * share))
     bar.setFormat(f"{share:.2f}")
-    bar.setMaximumHeight(16)
     kind = "low" if share < SURE else "high" if share >= UNSURE else "middle"
-    bar.setStyleSheet("QProgressBar { border: 0; background: palette(base); text-align: center; } "
+    bar.setStyleSheet("QProgressBar { border: 0; margin: 2px; background: palette(base); "
+                      "text-align: center; } "
                       f"QProgressBar::chunk {{ background: {COLOUR_BLIND_SAFE[kind]}; }}")
     return bar
 

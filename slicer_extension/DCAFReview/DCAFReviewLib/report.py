@@ -1,10 +1,11 @@
-"""A case as text, and a session's annotations as CSV."""
+"""A case and the readers' agreement as text, and a session's annotations as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable
+from typing import Any
 
 from .reading import conformal, warnings
 from .state import Case, Connection, Sent
@@ -41,6 +42,16 @@ def case_text(case: Case, connection: Connection) -> str:
     return "\n".join(lines) + "\n"
 
 
+def agreement_text(told: dict[str, Any]) -> str:
+    """How far the readers agree, as lines: kappa is 1 for the same answers, 0 for what chance would give."""
+    lines = [f"{told['images_with_two_readers']} of {told['images']} images have two readers or more."]
+    lines += [f"{' and '.join(pair['readers'])}: {pair['agreed']} of {pair['images']} alike, "
+              f"Cohen's kappa {_kappa(pair['kappa'])}." for pair in told["pairs"]]
+    if len(told["pairs"]) > 1:
+        lines.append(f"All readers: Fleiss' kappa {_kappa(told.get('fleiss_kappa'))}.")
+    return "\n".join(lines)
+
+
 def sent_csv(sent: Iterable[Sent], waiting: set[str], refused: set[str]) -> str:
     """A table of annotations; its ``state`` is ``sent``, ``waiting`` or ``refused``.
 
@@ -61,6 +72,10 @@ def sent_csv(sent: Iterable[Sent], waiting: set[str], refused: set[str]) -> str:
                "model_version": shown.get("model_version")}
         table.writerow([_harmless(row.get(name)) for name in COLUMNS])
     return text.getvalue()
+
+
+def _kappa(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f}"
 
 
 def _numbers(values: tuple[float, ...] | None) -> str:

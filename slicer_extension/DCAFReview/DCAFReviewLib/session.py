@@ -37,7 +37,7 @@ class Session(Cases):
     """One reader at one server.
 
     Every public attribute is to be read, `read_first` also to be set. Listeners hear the topics
-    ``connection page case picture heat training journal notice``.
+    ``connection page case picture heat training journal agreement notice``.
 
     Args:
         journal: Keeps annotations until the server has them.
@@ -59,6 +59,7 @@ class Session(Cases):
         self.notice = Notice()
         self.read_first = False
         self.sent: tuple[Sent, ...] = ()
+        self.agreement: dict[str, Any] | None = None
         self._journal = journal
         self._make_server = make_server
         self._clock = clock
@@ -107,13 +108,13 @@ class Session(Cases):
     def disconnect(self) -> None:
         """Leaves the server: the open case is given back, everything under way is called off."""
         case, self.case, self.ahead, self._last = self.case, None, None, None
-        self.seeking, self._skips = "", ()
+        self.seeking, self._skips, self.agreement = "", (), None
         self._errands.drop_all()
         if case is not None and case.leased:
             self._errands.ask(self._server.release, case.uid, self.connection.reader)
         self.connection = Connection()
         self._look_in_journal()
-        self._mark("connection", "case", "picture", "heat")
+        self._mark("connection", "case", "picture", "heat", "agreement")
 
     @tells
     def tick(self) -> None:

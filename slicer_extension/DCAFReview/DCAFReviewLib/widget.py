@@ -18,6 +18,7 @@ from DCAFReviewLib.panel_case import CasePanel
 from DCAFReviewLib.panel_learn import RUNNING, LearnPanel
 from DCAFReviewLib.panel_overlay import OverlayPanel
 from DCAFReviewLib.panel_worklist import WorklistPanel, short
+from DCAFReviewLib.report import agreement_text
 
 TICK_MS = 20
 """How often replies are collected while the module is shown."""
@@ -59,6 +60,7 @@ class ReviewWidget:
         ui.copyButton.connect("clicked()", self._copy)
         ui.saveButton.connect("clicked()", self._save)
         ui.exportButton.connect("clicked()", self._export)
+        ui.agreementButton.connect("clicked()", session.ask_agreement)
         self._shortcuts = [self._shortcut("O", self._overlay.toggle),
                            self._shortcut("M", self._overlay.next_map)]
         session.listen(self._changed)
@@ -137,6 +139,8 @@ class ReviewWidget:
             self._show_status()
         if topics & {"journal", "connection"}:
             self._show_journal()
+        if topics & {"agreement", "connection"}:
+            self._show_agreement()
         if "notice" in topics:
             self._tell(session.notice.text, session.notice.severity)
 
@@ -215,6 +219,12 @@ class ReviewWidget:
             parts.append(f"{len(session.refused)} answers were refused: {session.refused[-1].why}")
         self._ui.journalLabel.text = "\n".join(parts)
         self._ui.exportButton.enabled = bool(session.sent)
+
+    def _show_agreement(self) -> None:
+        told = self._session.agreement
+        self._ui.agreementButton.enabled = self._session.connection.state == "on"
+        self._ui.agreementLabel.text = agreement_text(told) if told else ""
+        self._ui.agreementLabel.setVisible(bool(told))
 
     def _tell(self, text: str, severity: str) -> None:
         colour = {"error": "#D55E00", "warning": "#B07000"}.get(severity, "palette(window-text)")
