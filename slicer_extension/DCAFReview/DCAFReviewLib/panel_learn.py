@@ -53,8 +53,9 @@ def verdict(training) -> str:
     title = TITLES.get(training.state, training.state)
     if training.state == "idle":
         return title
-    text = f"{title}: {training.message}"
-    if training.candidate_nll is not None and training.published_nll is not None:
+    told = training.message   # the gate's own words tell verdict and figures already
+    text = told if told.startswith(title) else f"{title}: {told}"
+    if training.candidate_nll is not None and training.published_nll is not None and "NLL" not in told:
         text += (f" (validation NLL {training.candidate_nll:.3f}, "
                  f"in place before {training.published_nll:.3f})")
     if training.curve:
