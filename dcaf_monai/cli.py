@@ -73,11 +73,21 @@ class Order(str, Enum):
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A trained .safetensors model.")]
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """Every visible file below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*")
-                  if path.is_file() and not any(part.startswith(".")
-                                                for part in path.relative_to(folder).parts))
+def _images_in(folder: Path) -> list[Path]:
+    """Every visible file below a folder that is an image by its name or first bytes, sorted."""
+    from dcaf_monai.cohort import is_image
+
+    visible = (path for path in folder.rglob("*")
+               if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in visible if path.is_file() and is_image(path))
+
+
+def _image_and_frame(image: Path) -> tuple[Path, int | None]:
+    """``FILE:FRAME`` as both, where there is no file of that very name."""
+    name, _, frame = str(image).rpartition(":")
+    if image.exists() or not name or not frame.isdecimal():
+        return image, None
+    return Path(name), int(frame)
 
 
 @app.command("sample-data")
@@ -151,7 +161,8 @@ def train(
 @app.command()
 def predict(
     model: ModelFile,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files or folders.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files or folders; FILE:FRAME for "
+                                                 "a frame of a file that has several, from 1.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line, as /infer "
                                                          "answers.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Folder for blended PNG overlays.")] = None,
@@ -162,24 +173,26 @@ def predict(
 ) -> None:
     """Class probabilities, entropy and attention overlay of images."""
     predictor = _predictor(model, cutoffs)
-    files = [file for image in images for file in (_files_in(image) if image.is_dir() else [image])]
-    missing = [file for file in files if not file.is_file()]
+    files = [file for image in images for file in (
+        [(found, None) for found in _images_in(image)] if image.is_dir() else [_image_and_frame(image)])]
+    missing = [file for file, _ in files if not file.is_file()]
     if missing:
         raise ValueError(f"image: need an existing file, got {missing[0]}.")
     if not files:
-        raise ValueError("image: need at least one file, the folder holds none.")
+        raise ValueError("image: need at least one image, the folder holds none.")
     table = Table("image", "prediction", "probability", "entropy", "of maximum", "notices")
     read = 0
-    for (_, file, _), answer in _answered(predictor, [(None, file, None) for file in files], "predict",
-                                          overlays=(kind,) if overlay else ()):
+    for (_, file, frame), answer in _answered(predictor, [(None, *file) for file in files], "predict",
+                                              overlays=(kind,) if overlay else ()):
         read += 1
         if overlay:
-            _write_overlay(overlay, file, answer, kind)
+            _write_overlay(overlay, file, frame, answer, kind)
         if as_json:
             sys.stdout.write(json.dumps(answer.document(), allow_nan=False) + "\n")
         else:
-            table.add_row(file.name, answer.label, f"{answer.probs.max():.3f}",
-                          f"{answer.predictive_entropy:.3f}", f"{answer.normalized_entropy:.0%}",
+            table.add_row(file.name if frame is None else f"{file.name}:{frame}", answer.label,
+                          f"{answer.probs.max():.3f}", f"{answer.predictive_entropy:.3f}",
+                          f"{answer.normalized_entropy:.0%}",
                           ", ".join(notice.code for notice in answer.notices))
     if not as_json and table.row_count:
         console.print(table)
@@ -213,18 +226,19 @@ def _answered(predictor: Any, files: Sequence[tuple[str | None, Path, int | None
                 yield file, answer
 
 
-def _write_overlay(folder: Path, file: Path, answer: Any, kind: str) -> None:
+def _write_overlay(folder: Path, file: Path, frame: int | None, answer: Any, kind: str) -> None:
     """One blended PNG, named after the file and never after anything in its header."""
     from dcaf_monai.dicom import read_image
     from dcaf_monai.overlay import write_png
 
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{file.stem}.{kind}.png"
+    stem = file.stem if frame is None else f"{file.stem}.frame{frame}"
+    target = folder / f"{stem}.{kind}.png"
     number = 1
     while target.exists():
-        target = folder / f"{file.stem}.{number}.{kind}.png"
+        target = folder / f"{stem}.{number}.{kind}.png"
         number += 1
-    write_png(read_image(file), answer.heats[kind], target)
+    write_png(read_image(file, frame=frame), answer.heats[kind], target)
 
 
 @app.command()
@@ -240,7 +254,7 @@ def rank(
     if not folder.is_dir():
         raise ValueError(f"folder: need an existing folder, got {folder}.")
     predictor = _predictor(model)
-    files = _files_in(folder)
+    files = _images_in(folder)
     names = {"entropy": "predictive_entropy"}
     rows: list[tuple[float, Path, Any]] = []
     for (_, file, _), answer in _answered(predictor, [(None, file, None) for file in files], "rank"):

@@ -218,14 +218,14 @@ def _folder_rows(folder: Path, task: Task) -> list[_Row]:
             raise ValueError(f"data: need folders named {', '.join(task.classes)}, got {part.name!r}. "
                              "Rename or remove it, or write a CSV table.")
         rows += [_Row(file, label, uid=file.relative_to(folder).as_posix())
-                 for file in sorted(part.rglob("*")) if file.is_file() and _is_image(file)]
+                 for file in sorted(part.rglob("*")) if file.is_file() and is_image(file)]
     if not rows:
         raise ValueError(f"data: need folders named {', '.join(task.classes)} with images in "
                          f"{folder.name!r}, got none.")
     return rows
 
 
-def _is_image(file: Path) -> bool:
+def is_image(file: Path) -> bool:
     """By name; DICOM files often have no suffix at all."""
     name = file.name.lower()
     return not name.startswith(".") and (name.endswith(SUFFIXES) or _is_dicom(file))
