@@ -65,7 +65,7 @@ def test_a_frame_is_named_behind_its_file(dcaf, tiny_model: Path, tmp_path: Path
     assert code == 0 and json.loads(out) == expected.document()
     assert [file.name for file in (tmp_path / "maps").iterdir()] == ["stack.frame2.class_activation.png"]
     code, _, err = dcaf("predict", tiny_model, f"{path}:9")
-    assert code == 2 and "frame" in err
+    assert code == 2 and "Frame: need 1 to 3, got 9" in err
 
 
 def test_one_bad_image_is_one_sentence_and_exit_code_2(dcaf, tiny_model: Path, films: Path,
