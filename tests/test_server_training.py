@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import psutil
@@ -12,6 +13,10 @@ import pytest
 from server_process import TASK, ServerProcess, tiny_model
 
 from dcaf_monai.phantom import write_films
+from dcaf_monai.server.annotation import Annotation
+from dcaf_monai.server.published import PublishedModel
+from dcaf_monai.server.store import Store
+from dcaf_monai.server.training import Training
 
 SETTINGS = {"epochs": 2, "batch_size": 4, "seed": 3}
 
@@ -101,6 +106,35 @@ def test_a_stopped_training_leaves_the_model_alone(server: ServerProcess, client
     server._wait(lambda: not server.children(), timeout_s=10)
     assert client.get("/model/info/dcaf").json()["checksum"] == before
     assert client.delete("/train/").json() == {"message": "train: nothing was running."}
+
+
+def test_a_training_in_line_leaves_what_is_said_of_the_running_one(server: ServerProcess,
+                                                                   client: httpx.Client) -> None:
+    client.post("/train/dcaf", json=SETTINGS | {"epochs": 500}).raise_for_status()
+    server._wait(lambda: client.get("/dcaf/training").json().get("curve"))
+    client.post("/train/dcaf", params={"enqueue": True}, json=SETTINGS | {"epochs": 500}).raise_for_status()
+    told = client.get("/dcaf/training").json()
+    assert told["state"] == "running" and told["curve"] and told["message"] != "Starting"
+    for _ in range(2):                                      # the running one, then the next in line
+        server._wait(lambda: "status" in client.delete("/train/").json())
+    server._wait(lambda: client.get("/dcaf/training").json()["state"] == "stopped")
+
+
+def test_a_labelled_image_whose_file_is_gone_is_left_out_and_counted(tmp_path: Path) -> None:
+    write_films(tmp_path / "data", 20, seed=3, shapes=((96, 80),))
+    write_films(tmp_path / "studies", 8, seed=5, shapes=((96, 80),))
+    store = Store(tmp_path / "studies", TASK)
+    store.refresh()
+    uids = store.list_images()
+    for uid in uids:
+        store.annotate(uid, Annotation(label="normal", reader="ada"))
+    store.location(uids[0])[0].unlink()
+    training = Training(PublishedModel(tmp_path / "model.safetensors"), TASK, folder=tmp_path / "training",
+                        data=tmp_path / "data/labels.csv")
+    cohort = training._cohort(store)
+    assert {case.uid for case in cohort.cases} >= set(uids[1:]) and len(cohort.cases) == 27
+    told = json.loads((tmp_path / "training/progress.json").read_text())
+    assert told["message"] == "Reading 7 labels, 1 left out: their files are gone"
 
 
 @pytest.mark.parametrize(("params", "word"), [({"epochs": 0}, "epochs"), ({"mode": "x"}, "mode"),

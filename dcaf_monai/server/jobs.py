@@ -164,13 +164,14 @@ def _started(method: str, params: dict[str, Any], enqueue: bool) -> dict[str, An
         raise HTTPException(404, "model: need a trained model, got none yet. Train one first.")
     request = {"method" if method == "scoring" else "model": NAME}
     with _starting:  # between looking and starting nobody else may start
-        if running(method) and not enqueue:
+        busy = running(method)
+        if busy and not enqueue:
             raise HTTPException(429, f"{method}: need the running one to end first. Wait, or stop it.")
-        if method == "train":
-            app.training.announce("running", "Starting")
         task, detail = AsyncTask.run(method, request=request, params=params, enqueue=True)
-    if task is None:
-        raise HTTPException(429, detail)
+        if task is None:
+            raise HTTPException(429, detail)
+        if method == "train" and not busy:  # what is said of the running one is not for the next to change
+            app.training.announce("running", "Starting")
     return task
 
 

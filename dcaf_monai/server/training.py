@@ -19,7 +19,7 @@ from monailabel.utils.async_tasks.utils import tasks
 from dcaf_monai.cohort import Cohort, cohort_from_labels, read_cohort
 from dcaf_monai.model import ModelError, load_model
 from dcaf_monai.server.published import PublishedModel
-from dcaf_monai.server.store import Store, StoreError
+from dcaf_monai.server.store import Store, StoreError, UnknownImage
 from dcaf_monai.tasks import Task
 from dcaf_monai.train import TrainError, fit, work_folder
 from dcaf_monai.weights import WeightsError
@@ -132,11 +132,16 @@ class Training(TrainTask):
         self.announce("published" if answer["published"] else "refused", answer["message"], **more)
 
     def _cohort(self, store: Store) -> Cohort:
-        labels = []
+        labels, gone = [], 0
         for uid, label in store.current_labels().items():
-            path, frame = store.location(uid)
+            try:
+                path, frame = store.location(uid)
+            except UnknownImage:  # deleted since the folder was last looked through
+                gone += 1
+                continue
             labels.append((uid, path, frame, label, None))
-        self.announce("running", f"Reading {len(labels)} labels")
+        left_out = f", {gone} left out: their files are gone" if gone else ""
+        self.announce("running", f"Reading {len(labels)} labels{left_out}")
         base = None
         if self._data:
             # the split that `dcaf train` drew, so that no case it learnt from judges here
