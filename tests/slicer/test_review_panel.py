@@ -186,6 +186,12 @@ def test_the_state_line_tells_how_far_training_is_and_then_why_nothing_was_publi
         fixture.wait(lambda: "Not published" in opened.ui.trainingLabel.text)
         told = opened.ui.trainingLabel.text
         assert "The candidate is worse." in told and "0.700" in told and "0.600" in told
+        assert told.count("Not published") == 1
+        training.told["message"] = "Not published: validation NLL 0.700 against 0.600."
+        fixture.wait(lambda: "against" in opened.ui.trainingLabel.text)
+        assert opened.ui.trainingLabel.text.splitlines()[0] == training.told["message"]
+        training.told["message"] = "The candidate is worse."
+        fixture.wait(lambda: "worse" in opened.ui.trainingLabel.text)
         assert "Training is running" not in opened.ui.statusLabel.text and opened.ui.trainButton.enabled
         assert opened.ui.noticeLabel.text == "The candidate is worse."
 
