@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import re
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from server_process import images, shared_server, token_server
+from fastapi import FastAPI
+from pydicom import dcmread
+from server_process import ServerProcess, images, shared_server, tiny_model, token_server
+from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dcaf_monai.phantom import write_films
 from dcaf_monai.server.access import Access, Guard, Redaction, Tokens, new_token, redact, remove_token
 from dcaf_monai.server.serve import serve
 
@@ -135,6 +141,23 @@ def test_a_request_that_states_too_large_a_body_is_refused_before_it_is_sent() -
     assert connection.getresponse().status == 413
 
 
+def test_a_body_that_never_says_its_size_is_cut_off_at_the_limit() -> None:
+    async def pieces(count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield bytes(100)
+
+    api = FastAPI()
+    api.add_api_route("/", size_of_body, methods=["POST"])
+    for count, status in ((9, 200), (11, 413)):
+        answer = asked(Access(max_body=1000), "127.0.0.1", "http://localhost/", app=api,
+                       content=pieces(count))
+        assert answer.status_code == status and "content-length" not in answer.request.headers
+
+
+async def size_of_body(request: Request) -> int:
+    return len(await request.body())
+
+
 def test_answers_are_not_kept_by_caches_nor_guessed_at() -> None:
     with shared_server().client() as client:
         headers = client.get("/info/").headers
@@ -150,11 +173,12 @@ async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse(scope["state"]["reader"].name)(scope, receive, send)
 
 
-def asked(access: Access, peer: str, url: str = "http://10.0.0.9/", **request) -> httpx.Response:
+def asked(access: Access, peer: str, url: str = "http://10.0.0.9/", *, app: ASGIApp = read_all,
+          **request) -> httpx.Response:
     import asyncio
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(Guard(read_all, access), client=(peer, 5))
+        transport = httpx.ASGITransport(Guard(app, access), client=(peer, 5))
         async with httpx.AsyncClient(transport=transport) as client:
             return await client.post(url, **request)
 
@@ -280,3 +304,36 @@ def test_the_servers_log_names_no_image_no_reader_no_token_and_no_comment() -> N
     assert "Application startup complete" in output
     for secret in ("canary", uid, *tokens.values(), "ramp"):
         assert secret not in output
+
+
+def test_no_patient_name_leaves_a_film_and_a_named_origin_gets_its_answers(tmp_path: Path) -> None:
+    """One server from its start through inference, queue, annotation and archive."""
+    film = dcmread(write_films(tmp_path / "made", 2, shapes=((96, 80),))[0])
+    film.PatientName, film.PatientID, film.ReferringPhysicianName = "Canary^Jane", "CANARY-7", "Canary^Doc"
+    (tmp_path / "studies").mkdir()
+    film.save_as(tmp_path / "studies/film.dcm")
+    (tmp_path / "studies/bad.dcm").write_bytes((tmp_path / "studies/film.dcm").read_bytes()[:300])
+    tiny_model(tmp_path / "model.safetensors")
+    page = {"Origin": "https://viewer.example", "Access-Control-Request-Method": "PUT"}
+    told = []
+    with ServerProcess({"studies": str(tmp_path / "studies"), "model": str(tmp_path / "model.safetensors"),
+                        "cors": ["https://viewer.example"]}) as server, server.client() as client:
+        assert client.options("/datastore/label", headers=page).headers["access-control-allow-origin"] == (
+            "https://viewer.example")
+        assert client.options("/info/", headers=page | {"Origin": "https://evil.example"}).status_code >= 400
+        uid, = images(client)
+        for method, path, more in (
+                ("POST", "/scoring/dcaf", {"params": {"run_sync": True}}),
+                ("POST", "/infer/dcaf", {"params": {"image": uid, "output": "all"}}),
+                ("POST", "/activelearning/entropy", {"json": {"client_id": "ada"}}),
+                ("PUT", "/datastore/label", {"params": {"image": uid}, "data": {"params": json.dumps(
+                    {"label": "normal", "reader": "ada", "comment": ""})}}),
+                ("GET", "/datastore/label", {"params": {"label": uid, "tag": "final"}}),
+                ("GET", "/datastore/", {"params": {"output": "all"}}), ("GET", "/dcaf/worklist", {}),
+                ("GET", "/dcaf/export", {}), ("GET", "/info/", {})):
+            answer = client.request(method, path, **more).raise_for_status()
+            told.append(answer.content + str(answer.headers).encode())
+        told.append(server.output().encode())
+    kept = [file for file in (tmp_path / "studies/.dcaf").rglob("*") if file.is_file()]
+    told += [file.read_bytes() for file in kept] + [str(kept).encode()]
+    assert len(kept) >= 1 and not [text for text in told if b"canary" in text.lower()]
