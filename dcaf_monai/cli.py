@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from dcaf_monai.cli_ablate import ablate
-from dcaf_monai.cli_admin import models_app, serve, token_app
+from dcaf_monai.cli_admin import import_annotations, models_app, serve, token_app
 from dcaf_monai.cli_audit import audit
 from dcaf_monai.cli_evaluate import card, evaluate
 from dcaf_monai.cli_labels import medmnist, progress, suspects
@@ -44,6 +44,7 @@ app = typer.Typer(name="dcaf", no_args_is_help=True, add_completion=False,
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 app.command()(serve)
+app.command("import")(import_annotations)
 for command in (audit, evaluate, card, ablate, simulate, suspects, progress, medmnist):
     app.command()(command)
 
@@ -73,21 +74,27 @@ class Order(str, Enum):
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A trained .safetensors model.")]
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Every visible file below a folder that is an image by its name or first bytes, sorted."""
+def _images_in(folder: Path) -> list[tuple[None, Path, None]]:
+    """Every visible image below a folder, sorted."""
     from dcaf_monai.cohort import is_image
 
-    visible = (path for path in folder.rglob("*")
-               if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(path for path in visible if path.is_file() and is_image(path))
+    return [(None, path, None) for path in sorted(folder.rglob("*"))
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and path.is_file() and is_image(path)]
 
 
-def _image_and_frame(image: Path) -> tuple[Path, int | None]:
-    """``FILE:FRAME`` as both, where there is no file of that very name."""
-    name, _, frame = str(image).rpartition(":")
-    if image.exists() or not name or not frame.isdecimal():
-        return image, None
-    return Path(name), int(frame)
+def _frame_of(image: Path) -> tuple[None, Path, int | None]:
+    """A file, or ``FILE:FRAME`` of one that has several.
+
+    Raises:
+        ValueError: When it is not there.
+    """
+    stem, _, number = str(image).rpartition(":")
+    if not image.exists() and number.isdecimal() and Path(stem).is_file():
+        return None, Path(stem), int(number)
+    if not image.is_file():
+        raise ValueError(f"image: need an existing file, got {image}.")
+    return None, image, None
 
 
 @app.command("sample-data")
@@ -161,8 +168,8 @@ def train(
 @app.command()
 def predict(
     model: ModelFile,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files or folders; FILE:FRAME for "
-                                                 "a frame of a file that has several, from 1.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, frames of a file as "
+                                                                            "FILE:FRAME, or folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line, as /infer "
                                                          "answers.")] = False,
     overlay: Annotated[Path | None, typer.Option(help="Folder for blended PNG overlays.")] = None,
@@ -173,16 +180,13 @@ def predict(
 ) -> None:
     """Class probabilities, entropy and attention overlay of images."""
     predictor = _predictor(model, cutoffs)
-    files = [file for image in images for file in (
-        [(found, None) for found in _images_in(image)] if image.is_dir() else [_image_and_frame(image)])]
-    missing = [file for file, _ in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"image: need an existing file, got {missing[0]}.")
+    files = [file for image in images
+             for file in (_images_in(image) if image.is_dir() else [_frame_of(image)])]
     if not files:
         raise ValueError("image: need at least one image, the folder holds none.")
     table = Table("image", "prediction", "probability", "entropy", "of maximum", "notices")
     read = 0
-    for (_, file, frame), answer in _answered(predictor, [(None, *file) for file in files], "predict",
+    for (_, file, frame), answer in _answered(predictor, files, "predict",
                                               overlays=(kind,) if overlay else ()):
         read += 1
         if overlay:
@@ -190,9 +194,8 @@ def predict(
         if as_json:
             sys.stdout.write(json.dumps(answer.document(), allow_nan=False) + "\n")
         else:
-            table.add_row(file.name if frame is None else f"{file.name}:{frame}", answer.label,
-                          f"{answer.probs.max():.3f}", f"{answer.predictive_entropy:.3f}",
-                          f"{answer.normalized_entropy:.0%}",
+            table.add_row(_name(file, frame), answer.label, f"{answer.probs.max():.3f}",
+                          f"{answer.predictive_entropy:.3f}", f"{answer.normalized_entropy:.0%}",
                           ", ".join(notice.code for notice in answer.notices))
     if not as_json and table.row_count:
         console.print(table)
@@ -220,10 +223,14 @@ def _answered(predictor: Any, files: Sequence[tuple[str | None, Path, int | None
         for file, (_, answer) in bar.track(zip(files, answers, strict=True), total=len(files),
                                            description=what):
             if isinstance(answer, ImageError):
-                errors.print(f"{file[1].name}: {answer}", style="red", markup=False, highlight=False,
+                errors.print(f"{_name(*file[1:])}: {answer}", style="red", markup=False, highlight=False,
                              soft_wrap=True)
             else:
                 yield file, answer
+
+
+def _name(file: Path, frame: int | None) -> str:
+    return file.name if frame is None else f"{file.name}:{frame}"
 
 
 def _write_overlay(folder: Path, file: Path, frame: int | None, answer: Any, kind: str) -> None:
@@ -232,7 +239,7 @@ def _write_overlay(folder: Path, file: Path, frame: int | None, answer: Any, kin
     from dcaf_monai.overlay import write_png
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem = file.stem if frame is None else f"{file.stem}.frame{frame}"
+    stem = file.stem if frame is None else f"{file.stem}-{frame}"
     target = folder / f"{stem}.{kind}.png"
     number = 1
     while target.exists():
@@ -257,7 +264,7 @@ def rank(
     files = _images_in(folder)
     names = {"entropy": "predictive_entropy"}
     rows: list[tuple[float, Path, Any]] = []
-    for (_, file, _), answer in _answered(predictor, [(None, file, None) for file in files], "rank"):
+    for (_, file, _), answer in _answered(predictor, files, "rank"):
         value = getattr(answer, names.get(by.value, by.value))
         rows.append((-value if by is Order.margin else value, file, answer))
     rows.sort(key=lambda row: (-row[0], row[1]))

@@ -1,7 +1,8 @@
-"""``dcaf serve``, ``dcaf models`` and ``dcaf token``: what an administrator does."""
+"""``dcaf serve``, ``import``, ``models`` and ``token``: what an administrator does."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,11 @@ def models_list(model: ModelFile) -> None:
     from dcaf_monai.publish import history
 
     # a version must be whole to be copied, however narrow the window: it begins with its time
+    entries = history(model)
+    if not entries and not model.exists():
+        raise ValueError(f"{model}: need a published model, got nothing there.")
     table = Table(Column("version", no_wrap=True), "published", "validation NLL", "mode")
-    for entry in history(model):
+    for entry in entries:
         table.add_row(entry.version, "yes" if entry.published else "", f"{entry.validation_nll:.4f}",
                       entry.mode)
     console.print(table)
@@ -61,6 +65,48 @@ def token_add(
 
     token = new_token(token_file, reader, "admin" if admin else "reader")
     console.print(token, markup=False, highlight=False, soft_wrap=True)
+
+
+@token_app.command("remove")
+def token_remove(
+    token_file: Annotated[Path, typer.Argument(help="From `dcaf token add`.")],
+    reader: Annotated[str, typer.Argument(help="The reader's name.")],
+) -> None:
+    """Take a reader's access away; a running server notices at the next request."""
+    with server_parts():
+        from dcaf_monai.server.access import remove_token
+
+    remove_token(token_file, reader)
+    console.print(f"{reader} has no token any more.", markup=False, soft_wrap=True)
+
+
+def import_annotations(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON or CSV as `GET /dcaf/export` gives it, "
+                                                              "or a CSV with uid,label,reader.")],
+    studies: Annotated[Path, typer.Option(help="Folder of images.")],
+    task: Annotated[str, typer.Option(help="covid19, tuberculosis, pneumonia, oct, or a .toml file.")],
+    database: Annotated[str | None, typer.Option(help="As for serve.")] = None,
+) -> None:
+    """Add readers' annotations to the store, all of them or none; known ones are not repeated."""
+    from dcaf_monai.tasks import task_named
+
+    with server_parts():
+        from dcaf_monai.server.store import Store, StoreError
+
+    question = task_named(task)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name}: need JSON or CSV in UTF-8, got something else.") from error
+    try:
+        store = Store(studies, question, database=database or os.environ.get("DCAF_DATABASE"))
+        store.refresh()
+        done = store.import_json(text) if file.suffix.lower() == ".json" else store.import_csv(text)
+        store.close()
+    except StoreError as error:
+        fail(str(error), 1)
+    console.print(f"{done.added} annotations added, {done.known} known already, {done.unknown_images} of "
+                  "images that are not here.", markup=False, soft_wrap=True)
 
 
 def serve(

@@ -3,14 +3,18 @@
 import csv
 import json
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from PIL import Image as Picture
 
+from dcaf_monai.dicom import sop_instance_uid
 from dcaf_monai.model import load_model
 from dcaf_monai.predict import Predictor
 
@@ -38,7 +42,7 @@ def test_a_folder_gives_one_json_document_a_line_and_one_overlay_a_film(dcaf, ti
     folder = films / "normal"
     count = len(list(folder.glob("*.dcm")))
     code, out, _ = dcaf("predict", tiny_model, folder, "--json", "--overlay", tmp_path / "maps")
-    assert code == 0
+    assert code == 0 and dcaf("predict", tiny_model, films)[0] == 0    # labels.csv beside them is no image
     documents = [json.loads(line) for line in out.splitlines()]
     assert len({document["image"]["id"] for document in documents}) == count
     maps = list((tmp_path / "maps").glob("*.png"))
@@ -89,6 +93,10 @@ def test_one_bad_image_is_one_sentence_and_exit_code_2(dcaf, tiny_model: Path, f
     (["sample-data", "a-file/films"], "a-file/films.*, got Not a directory"),
     (["token", "add", "/proc/nowhere/t", "x"], "/proc/nowhere: need a place"),
     (["rank", "m", ".", "--out", "/proc/nowhere/r.csv"], "/proc/nowhere: need a place"),
+    (["models", "list", "nothing.safetensors"], "nothing.safetensors: need a published model"),
+    (["predict", "m", "a-file:2", "gone.dcm:1"], "m: cannot read it"),
+    (["import", "gone.csv", "--studies", ".", "--task", "oct"], "gone.csv: need a place"),
+    (["token", "remove", "a-file", "x"], "reader: need one of the token file's"),
     (["rank", "m", ".", "--out", "."], "need a file that can be written"),
 ])
 def test_a_mistake_is_one_clear_sentence_and_exit_code_2(dcaf, arguments: list[str], sentence: str,
@@ -116,6 +124,37 @@ def test_a_job_that_fails_is_one_clear_sentence_and_exit_code_1(dcaf, films: Pat
         (tmp_path / "demo" / name).write_text("file,label\n")
     code, _, err = dcaf("demo", tmp_path / "demo")
     assert code == 1 and re.search(r"dcaf: server: it ended with code 2\. See .*server\.log", err), err
+
+
+def test_a_frame_of_a_file_is_named_as_everywhere(dcaf, tiny_model: Path, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 70 * 66).reshape(70, 66).astype(np.uint8)
+    pages = [PIL.Image.fromarray(page) for page in (ramp, ramp.T.copy(), ramp[::-1].copy())]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    code, out, _ = dcaf("predict", tiny_model, tmp_path / "scan.tif:2", "--json", "--overlay",
+                        tmp_path / "maps")
+    document = json.loads(out)
+    assert (code, document["image"]["id"], document["image"]["shape"]) == (0, "scan.tif:2", [66, 70])
+    assert [file.name for file in (tmp_path / "maps").iterdir()] == ["scan-2.class_activation.png"]
+    code, _, err = dcaf("predict", tiny_model, tmp_path / "scan.tif:9")
+    assert code == 2 and "scan.tif:9: " in err
+
+
+def test_annotations_are_imported_and_a_token_removed(dcaf, films: Path, tmp_path: Path) -> None:
+    uid = sop_instance_uid(sorted(films.rglob("*.dcm"))[0])
+    table = tmp_path / "labels.csv"
+    table.write_text(f"uid,label,reader\n{uid},normal,ana\nnobody,normal,ana\n")
+    asked = ("import", table, "--studies", films, "--task", "pneumonia", "--database", tmp_path / "d.sqlite3")
+    code, out, err = dcaf(*asked)
+    assert code == 0 and "1 annotations added, 0 known already, 1 of images" in out, err
+    with closing(sqlite3.connect(tmp_path / "d.sqlite3")) as database:
+        assert database.execute("SELECT uid, label, reader FROM annotations").fetchall() == [
+            (uid, "normal", "ana")]
+    table.write_text(f"uid,label,reader\n{uid},cow,ana\n")
+    code, _, err = dcaf(*asked)
+    assert code == 2 and "import: entry 1" in err
+    dcaf("token", "add", tmp_path / "tokens", "dr_lee")
+    assert dcaf("token", "remove", tmp_path / "tokens", "dr_lee")[0] == 0
+    assert "dr_lee" not in (tmp_path / "tokens").read_text()
 
 
 def test_rank_writes_the_most_uncertain_first(dcaf, tiny_model: Path, films: Path, tmp_path: Path) -> None:
