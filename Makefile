@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,$(if 
 VENV := .venv
 BIN := $(VENV)/bin
 SLICER := .venv-slicer
+# pip names each package as it fetches it: minutes without a word look like a machine that hangs.
+PIP := --disable-pip-version-check --no-deps
 
 .PHONY: demo test test-main test-slicer check lint bench results clean
 
@@ -38,16 +40,16 @@ $(VENV)/.installed: requirements.lock requirements-py310.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "python: need Python 3.10 to 3.12 on the PATH. Install one, or say make PYTHON=/path/to/python."; exit 2; }
 	@echo "Making $(VENV) (about 7 GB with PyTorch, a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	$(BIN)/python -m pip install $(PIP) \
 		-r $$($(BIN)/python -c 'import sys; print("requirements.lock" if sys.version_info >= (3, 11) else "requirements-py310.lock")')
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install $(PIP) --quiet --no-build-isolation -e .
 	@touch $@
 
 $(SLICER)/.installed: requirements-slicer.lock
 	@test -n "$(PYTHON)" || { echo "python: need Python 3.10 to 3.12 on the PATH. Install one, or say make PYTHON=/path/to/python."; exit 2; }
 	@echo "Making $(SLICER) (about 1.5 GB with slicer-core, VTK and Qt, a minute the first time) ..."
 	$(PYTHON) -m venv --clear $(SLICER)
-	$(SLICER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-slicer.lock
+	$(SLICER)/bin/python -m pip install $(PIP) -r requirements-slicer.lock
 	@touch $@
 
 clean:

@@ -240,7 +240,7 @@ def _retrain(client: httpx.Client) -> str:
 
 def _say_next(folder: Path, model: Path, table: Path, report: Path) -> None:
     console.print(f"\n[bold]Done.[/bold] Open {report}")
-    console.print("To serve it yourself:", markup=False)
+    console.print("To serve it yourself (after `. .venv/bin/activate` in a new terminal):", markup=False)
     console.print(f"  dcaf serve --studies {folder / 'films'} --model {model} --data {table}", markup=False)
     console.print("In 3D Slicer: module DCAF Review, server address http://127.0.0.1:8000; how to install it "
                   "is in slicer_extension/README.md.", markup=False)

@@ -1,7 +1,7 @@
 """The clinical questions: classes, standard codes, lawful augmentation, and what image fits.
 
-SNOMED CT codes are from the table in ``DESIGN.md``; none of them is in a DICOM context group, so
-the DICOM-SNOMED licence agreement does not cover them: check your own licence before exporting.
+The SNOMED CT codes beside the classes are in no DICOM context group, so the DICOM-SNOMED licence
+agreement does not cover them: check your own licence before exporting.
 """
 
 from __future__ import annotations

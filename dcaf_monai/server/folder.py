@@ -1,8 +1,9 @@
 """The studies folder: which files may be images, and what images they hold.
 
-A file is known by its path relative to the folder, size and time of change; only new or changed
-files are opened, and of DICOM only the header. Hidden folders (the store's own ``.dcaf``) and
-symbolic links that leave the folder are passed over.
+A file is known by its path relative to the folder, size and time of change. Of DICOM only the headers of
+new or changed files are read; a file whose name does not say what it is, is asked by its first bytes at
+every look. Hidden folders (the store's own ``.dcaf``) and symbolic links that leave the folder are passed
+over.
 """
 
 from __future__ import annotations
