@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from PIL import Image as Picture
 
 from dcaf_monai.dicom import sop_instance_uid
 from dcaf_monai.model import load_model
@@ -57,19 +56,6 @@ def test_what_lies_beside_the_images_of_a_folder_is_no_image(dcaf, tiny_model: P
         assert len(out.splitlines()) == len(list((films / "normal").glob("*.dcm")))
     finally:
         (films / "normal/notes.txt").unlink()
-
-
-def test_a_frame_is_named_behind_its_file(dcaf, tiny_model: Path, tmp_path: Path) -> None:
-    path, rng = tmp_path / "stack.tif", np.random.default_rng(0)
-    pages = [Picture.fromarray(rng.integers(0, 200 + 20 * page, (72, 96)).astype(np.uint8))
-             for page in range(3)]
-    pages[0].save(path, save_all=True, append_images=pages[1:])
-    code, out, _ = dcaf("predict", tiny_model, f"{path}:2", "--json", "--overlay", tmp_path / "maps")
-    expected = Predictor(load_model(tiny_model)).predict_file(path, frame=2)
-    assert code == 0 and json.loads(out) == expected.document()
-    assert [file.name for file in (tmp_path / "maps").iterdir()] == ["stack.frame2.class_activation.png"]
-    code, _, err = dcaf("predict", tiny_model, f"{path}:9")
-    assert code == 2 and "Frame: need 1 to 3, got 9" in err
 
 
 def test_one_bad_image_is_one_sentence_and_exit_code_2(dcaf, tiny_model: Path, films: Path,
