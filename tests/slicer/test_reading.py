@@ -54,7 +54,8 @@ def test_bars_tell_what_the_conformal_set_holds() -> None:
     assert [bar.in_set for bar in reading.bars(told, TITLES)] == [True, False]
 
 
-@pytest.mark.parametrize("held, words", [([], "no class fits"), (["cnv"], "Only CNV is left"),
+@pytest.mark.parametrize("held, words", [([], "no class fits: the model is less sure here"),
+                                         (["cnv"], "Only CNV is left"),
                                          (["cnv", "normal"], "Nothing can be ruled out: CNV, Normal")])
 def test_the_conformal_set_is_said_in_words(held: list, words: str) -> None:
     told = reading.conformal(document(0.5, 0.1, conformal={"alpha": 0.1, "set": held}), TITLES)

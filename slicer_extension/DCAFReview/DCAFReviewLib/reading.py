@@ -82,7 +82,7 @@ def conformal(document: Mapping, titles: Mapping[str, str]) -> str:
     held = [titles.get(label, label) for label in told["set"]]
     sure = f"{1 - told['alpha']:.0%}"
     if not held:
-        return f"At {sure} no class fits: this image is unlike those the model was calibrated on."
+        return f"At {sure} no class fits: the model is less sure here than where it was calibrated."
     if len(held) == len(document["prediction"]):
         left = f"Nothing can be ruled out: {', '.join(held)}."
     else:
