@@ -197,6 +197,36 @@ def test_a_known_cell_lands_on_its_known_source_pixels(name):
     assert columns.min() >= edges[1][0] - reach[1] - 1 and columns.max() <= edges[1][1] + reach[1]
 
 
+def hot_everywhere(cell: tuple[int, int]) -> Explanation:
+    """Whatever map is made of it, one cell of level 1 is the hottest."""
+    levels = []
+    for grid, place_ in (((28, 28), cell), ((14, 14), (cell[0] // 2, cell[1] // 2))):
+        one, keys = one_cell(grid, place_), grid[0] * grid[1]
+        attention = one.reshape(1, 1, 1, keys).expand(1, 2, keys, keys)   # every query asks this key alone
+        gates = 0.1 + 0.8 * one.expand(1, 3, *grid)
+        levels.append(LevelExplanation(one, grid, (attention, attention), (gates, 1 - gates),
+                                       0.1 + 0.8 * one))
+    return Explanation((levels[0].map, levels[1].map), torch.ones(1, 2), (levels[0], levels[1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_the_known_cell_of_every_kind_of_map_lands_on_its_known_source_pixels(name, kind):
+    (placement, geometry), cell = PLACEMENTS[name], (9, 17)
+    head = nn.Sequential(nn.Linear(2, 3))
+    nn.init.ones_(head[0].weight)
+    found = heats(head, hot_everywhere(cell), classes=[0], places=[(placement, geometry)], kinds=[kind],
+                  level=1)[0][kind]
+    values = np.asarray(found.values)
+    assert values.shape == (28, 28) and np.unravel_index(values.argmax(), values.shape) == cell
+    centre = [placement.edge[axis] + (cell[axis] + 0.5) * 8 * placement.scale[axis] - 0.5 for axis in (0, 1)]
+    np.testing.assert_allclose(found.geometry.point_mm(*cell), geometry.point_mm(*centre), atol=1e-9)
+    shown = on_image(found, Image("1.2.3", np.zeros((50, 70), np.float32), geometry))
+    peak = np.unravel_index(shown.argmax(), shown.shape)
+    for axis in (0, 1):
+        assert abs(peak[axis] - centre[axis]) <= 4 * placement.scale[axis] + 1
+
+
 def test_a_linear_map_is_linear_on_the_image_also_when_it_was_decoded_smaller():
     rows, columns = np.mgrid[0:5, 0:7]
     heat = a_heat(rows * 10.0 + columns, TILTED, placement=Placement(32, (0.0, 0.0), (50 / 32, 70 / 32)))
