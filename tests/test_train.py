@@ -227,3 +227,18 @@ def test_a_place_where_another_task_s_model_stands_is_refused_before_any_work(fr
 def test_settings_out_of_range_are_refused(table, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         fit(read_cohort(table, TASK), out=tmp_path / "m.safetensors", **{**SETTINGS, **change})
+
+
+def test_two_processes_of_torchrun_train_in_full_and_publish_once(table, tmp_path):
+    """Over gloo, from the command line to the shelf: what a machine with several GPUs does over NCCL."""
+    out = tmp_path / "m.safetensors"
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+         "dcaf_monai.cli", "train", "--data", table, "--task", TASK.name, "--mode", "full", "--backbones",
+         "test_efficientnet,test_resnet", "--weights", "none", "--size", "64", "--epochs", "2",
+         "--batch-size", "4", "--out", out],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.count("Published: ") == 1 and ended.stdout.count("Decided by the first process.") == 1
+    assert [entry.version for entry in history(out)] == [load_model(out).version]
+    assert load_model(out).provenance["epochs"] == 2
