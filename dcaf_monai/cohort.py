@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -339,17 +340,16 @@ def _with_group(row: _Row, dicom: bool, task_name: str, ways: Counter[str]) -> _
 
 def _own_cases(rows: Sequence[_Row], base: Cohort) -> list[Case | None]:
     """The base's own case of each row; by name last, for two folders may name other pictures alike."""
+    content = cache(_content)  # once a file, whatever its frames
     of_place = {(case.path.resolve(), case.frame or 1): case for case in base.cases}
     of_uid = {case.uid: case for case in base.cases}
-    alike: dict[int, list[Case]] = {}  # a copy has the same size: few files are read
-    for case in base.cases:
-        alike.setdefault(case.path.stat().st_size, []).append(case)
+    sizes = {row.path.stat().st_size for row in rows if (row.path.resolve(), row.frame or 1) not in of_place}
+    copies = {(content(case.path), case.frame or 1): case for case in reversed(base.cases)
+              if case.path.stat().st_size in sizes}  # no other can be one
 
     def own(row: _Row) -> Case | None:
         frame, named = row.frame or 1, of_uid.get(row.uid)
-        copies = (case for case in alike.get(row.path.stat().st_size, ())
-                  if (case.frame or 1) == frame and _content(case.path) == _content(row.path))
-        known = of_place.get((row.path.resolve(), frame)) or next(copies, None)
+        known = of_place.get((row.path.resolve(), frame)) or copies.get((content(row.path), frame))
         return known or (named if named and _is_dicom(row.path) and _is_dicom(named.path) else None)
 
     return [own(row) for row in rows]
