@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -161,10 +161,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         job.read(init_from.preprocessing if init_from else preprocessing or Preprocessing())
         outcome = job.train(network, resume=resume, stop=stop,
                             learned=learned if process_place()[0] == 0 else None)
-        origin = f"model {init_from.version}" if init_from else origin_of(weights)
         model = job.calibrate(network, outcome, samples=samples, criterion=criterion, target=target,
-                              origin=origin, started=started,
-                              met=init_from.provenance.get("training_patients", ()) if init_from else ())
+                              weights=weights, init_from=init_from, started=started)
         verdict = job.judge(model)
     except (CacheError, ModelError) as error:
         raise TrainError(str(error)) from error
@@ -240,12 +238,9 @@ class _Job:
         return outcome
 
     def calibrate(self, network: DualCrossAttentionFusion, outcome: Outcome, *, samples: int,
-                  criterion: Criterion, target: float, origin: str, met: Sequence[str],
-                  started: float) -> Model:
-        """The model: temperature, cut-offs, heat scales and figures from the validation split.
-
-        ``met`` are digests of patients whom the first weights were trained on.
-        """
+                  criterion: Criterion, target: float, weights: str | tuple[str | Path, str | Path],
+                  init_from: Model | None, started: float) -> Model:
+        """The model: temperature, cut-offs, heat scales and figures from the validation split."""
         classes, labels = self.cohort.task.classes, self.labels[self.validation]
         self.notify("check", 0, 2, "calibration")
         pooled = pooled_vectors(network, self.source, self.validation)
@@ -268,10 +263,11 @@ class _Job:
             remarks.append(f"{len(self.inputs.refused)} files could not be read and were left out.")
         remarks += [notice.message for notice in (*self.cohort.notices, *(sets.notices() if sets else ()))]
         self.notify("check", 2, 2, "done")
+        met = init_from.provenance.get("training_patients", ()) if init_from else ()
         provenance = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "mode": self.mode,
-            "seed": self.seed, "weights": origin if not origin.startswith("model ") else "",
-            "init_from": origin.removeprefix("model ") if origin.startswith("model ") else "",
+            "seed": self.seed, "weights": "" if init_from else origin_of(weights),
+            "init_from": init_from.version if init_from else "",
             "cohort_sha256": self.cohort.sha256, "validation_sha256": self.cohort.validation_sha256,
             "training_patients": sorted({*met, *digests(self.inputs.cases[index].group
                                                         for index in self.training)}),
