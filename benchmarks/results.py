@@ -15,6 +15,8 @@ from pathlib import Path
 TASKS = {"oct": 8, "pneumonia": 3, "tuberculosis": 5, "covid19": 5}
 """Task to epochs."""
 NOTES = Path(__file__).resolve().parents[1] / "docs/data_notes"
+TITLE = ("# Tables of the ablations\n\n"
+         "Written by `make results`; what they mean is in [results.md](results.md).\n\n")
 ALARM = 1
 """Exit code of an audit that found something, which is a result and no failure."""
 
@@ -60,8 +62,7 @@ def main() -> None:
         run("simulate", "--data", data, "--task", task, "--report", out / f"simulation-{task}", *sized,
             "--seeds", asked.replays)
     tables = [(out / f"ablation/ablation-{task}.md").read_text(encoding="utf-8") for task in asked.tasks]
-    (out / "results_tables.md").write_text("# Tables of the ablations\n\n" + "\n".join(tables),
-                                           encoding="utf-8")
+    (out / "results_tables.md").write_text(TITLE + "\n".join(tables), encoding="utf-8")
     print(out / "results_tables.md")
 
 

@@ -25,6 +25,7 @@ from dcaf_monai.cli_labels import medmnist, progress, suspects
 from dcaf_monai.cli_simulate import simulate
 from dcaf_monai.terminal import (
     Device,
+    complain,
     console,
     errors,
     fail,
@@ -293,9 +294,12 @@ def demo(
 ) -> None:
     """The whole loop on synthetic films: train, serve, predict, correct, retrain, re-rank, report."""
     with server_parts():
-        from dcaf_monai.demo import run
+        from dcaf_monai.demo import DemoError, run
 
-    run(folder, seed=seed)
+    try:
+        run(folder, seed=seed)
+    except DemoError as error:
+        fail(str(error), 1)
 
 
 def main() -> None:
@@ -320,7 +324,7 @@ def main() -> None:
 
 
 def _end(sentence: str, code: int) -> NoReturn:
-    errors.print(f"dcaf: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    complain(sentence)
     sys.exit(code)
 
 
@@ -337,10 +341,6 @@ def _failed_job() -> tuple[type[Exception], ...]:
     from dcaf_monai.checkpoint import TrainError
     from dcaf_monai.features import CacheError
 
-    if "dcaf_monai.demo" in sys.modules:
-        from dcaf_monai.demo import DemoError
-
-        return TrainError, CacheError, DemoError
     return TrainError, CacheError
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from dcaf_monai.terminal import console, fail, parse_backbones, parse_weights, progress_bars, teller, warn
+from dcaf_monai.terminal import console, parse_backbones, parse_weights, progress_bars, teller, warn
 
 
 def ablate(
@@ -36,23 +36,18 @@ def ablate(
     from dcaf_monai.ablate import VARIANTS, ablate
     from dcaf_monai.ablation_tables import ablation_table, write_ablation
     from dcaf_monai.cohort import read_cohort
-    from dcaf_monai.features import CacheError
     from dcaf_monai.tasks import task_named
-    from dcaf_monai.train import TrainError
     from dcaf_monai.transforms import Preprocessing
 
     cohort = read_cohort(data, task_named(task), frozen=report / "data-split.csv")
     for notice in cohort.notices:
         warn(notice.message)
-    try:
-        with progress_bars() as bar:
-            document = ablate(cohort, folder=report, cache=cache or report / "cache",
-                              backbones=parse_backbones(backbones), weights=parse_weights(weights),
-                              variants=tuple(variants.split(",")) if variants else tuple(VARIANTS),
-                              seeds=tuple(range(seeds)), epochs=epochs,
-                              preprocessing=Preprocessing(size=size), progress=teller(bar))
-    except (TrainError, CacheError) as error:
-        fail(str(error), 1)
+    with progress_bars() as bar:
+        document = ablate(cohort, folder=report, cache=cache or report / "cache",
+                          backbones=parse_backbones(backbones), weights=parse_weights(weights),
+                          variants=tuple(variants.split(",")) if variants else tuple(VARIANTS),
+                          seeds=tuple(range(seeds)), epochs=epochs,
+                          preprocessing=Preprocessing(size=size), progress=teller(bar))
     write_ablation(document, report)
     console.print(Markdown(ablation_table(document)))
     console.print(f"{report / f'ablation-{cohort.task.name}.json'}, {document['minutes']} minutes, at most "

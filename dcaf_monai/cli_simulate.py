@@ -10,7 +10,6 @@ from rich.table import Table
 
 from dcaf_monai.terminal import (
     console,
-    fail,
     parse_backbones,
     parse_device,
     parse_weights,
@@ -84,7 +83,6 @@ def _vectors(data: Path, *, task: str | None, model: Path | None, backbones: str
     import torch
 
     from dcaf_monai.cohort import read_cohort
-    from dcaf_monai.features import CacheError
     from dcaf_monai.model import load_model
     from dcaf_monai.network import DualCrossAttentionFusion
     from dcaf_monai.tasks import task_named
@@ -96,23 +94,20 @@ def _vectors(data: Path, *, task: str | None, model: Path | None, backbones: str
     trained = load_model(model) if model else None
     question = trained.task if trained else task_named(task or "")
     cohort = read_cohort(data, question, frozen=cache / "data-split.csv")
-    try:
-        with progress_bars() as bar:
-            tell = teller(bar)
+    with progress_bars() as bar:
+        tell = teller(bar)
 
-            def seen(done: int, total: int) -> None:
-                tell("vectors", done, total)
+        def seen(done: int, total: int) -> None:
+            tell("vectors", done, total)
 
-            if trained:
-                return pooled_model_features(cohort, trained.network, preprocessing=trained.preprocessing,
-                                             cache=cache, device=device, progress=seen)
-            torch.manual_seed(0)  # random weights, too, are the same whenever the command goes on
-            network = DualCrossAttentionFusion(len(question.classes), backbones=parse_backbones(backbones),
-                                               weights=parse_weights(weights))
-            return pooled_trunk_features(cohort, network, preprocessing=Preprocessing(size=size),
+        if trained:
+            return pooled_model_features(cohort, trained.network, preprocessing=trained.preprocessing,
                                          cache=cache, device=device, progress=seen)
-    except CacheError as error:
-        fail(str(error), 1)
+        torch.manual_seed(0)  # random weights, too, are the same whenever the command goes on
+        network = DualCrossAttentionFusion(len(question.classes), backbones=parse_backbones(backbones),
+                                           weights=parse_weights(weights))
+        return pooled_trunk_features(cohort, network, preprocessing=Preprocessing(size=size),
+                                     cache=cache, device=device, progress=seen)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -78,12 +78,6 @@ def fit_heads(vectors: np.ndarray, labels: np.ndarray, labelled: Sequence[np.nda
     return [head.eval().requires_grad_(False) for head in heads]
 
 
-def penultimate(head: nn.Sequential, vectors: torch.Tensor) -> torch.Tensor:
-    """What the last layer of a head in eval mode reads, ``(cases, hidden)``."""
-    with torch.no_grad():
-        return head[:-1](vectors)
-
-
 def _head(units: int, classes: int, recipe: Recipe, source: torch.Generator) -> nn.Sequential:
     head = nn.Sequential(nn.LayerNorm(units), nn.Dropout(recipe.dropout), nn.Linear(units, recipe.hidden),
                          nn.GELU(), nn.Dropout(recipe.dropout), nn.Linear(recipe.hidden, classes))

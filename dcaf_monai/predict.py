@@ -216,9 +216,8 @@ class Predictor:
 
     def hidden(self, pooled: np.ndarray) -> np.ndarray:
         """What the last layer reads, ``(cases, hidden)``, of pooled vectors ``(cases, units)``."""
-        with torch.inference_mode():
-            units = torch.from_numpy(np.asarray(pooled, np.float32)).to(self.device)
-            return self.model.network.head[:-1](units).cpu().numpy()
+        units = torch.from_numpy(np.asarray(pooled, np.float32)).to(self.device)
+        return uncertainty.penultimate(self.model.network.head, units).cpu().numpy()
 
     def _batch(self, placed: Sequence[Placed], overlays: Sequence[str],
                target: str | None) -> list[Prediction]:

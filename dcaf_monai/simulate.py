@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from dcaf_monai.acquire import STRATEGIES, WITHOUT_MODEL, Pool, acquire, means_by_group
-from dcaf_monai.learner import Recipe, fit_heads, penultimate
+from dcaf_monai.learner import Recipe, fit_heads
 from dcaf_monai.metrics import auroc
-from dcaf_monai.uncertainty import dropout_masks, sample_logits, summarize
+from dcaf_monai.uncertainty import dropout_masks, penultimate, sample_logits, summarize
 from dcaf_monai.vectors import Vectors
 
 Progress = Callable[[str, int, int, str], None]

@@ -19,8 +19,13 @@ errors = Console(stderr=True)
 
 def fail(message: str, code: int) -> NoReturn:
     """End the command with one sentence on standard error."""
-    errors.print(f"dcaf: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    complain(message)
     raise typer.Exit(code)
+
+
+def complain(message: str) -> None:
+    """What went wrong, in one sentence on standard error."""
+    errors.print(f"dcaf: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:

@@ -134,3 +134,9 @@ def summarize(logits: torch.Tensor, temperature: float = 1.0) -> Uncertainty:
         probs=probs, std=sampled.std(0, correction=0), predictive_entropy=predictive,
         expected_entropy=expected, mutual_information=predictive - expected,
         normalized_entropy=predictive / math.log(logits.shape[2]))
+
+
+def penultimate(head: nn.Sequential, vectors: torch.Tensor) -> torch.Tensor:
+    """What the last layer of a head in eval mode reads of vectors ``(cases, units)``: ``(cases, hidden)``."""
+    with torch.no_grad():
+        return head[:-1](vectors)

@@ -17,12 +17,13 @@ from dcaf_monai.acquire import STRATEGIES
 from dcaf_monai.cli_simulate import simulate as command
 from dcaf_monai.cohort import Case, Cohort, write_cohort
 from dcaf_monai.image import Notice
-from dcaf_monai.learner import Recipe, fit_heads, penultimate
+from dcaf_monai.learner import Recipe, fit_heads
 from dcaf_monai.learning_curves import curves, interval, labels_to_reach, summary, write_report
 from dcaf_monai.network import DualCrossAttentionFusion
 from dcaf_monai.simulate import Plan, represented, simulate
 from dcaf_monai.tasks import TASKS
 from dcaf_monai.transforms import Preprocessing, read_input
+from dcaf_monai.uncertainty import penultimate
 from dcaf_monai.vectors import Vectors, pooled_model_features, pooled_trunk_features
 
 QUICK = Recipe(hidden=8, learning_rate=0.02, steps=12, batch_size=16, samples=6)

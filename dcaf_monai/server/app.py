@@ -52,7 +52,6 @@ WORLD = (StoreError, ModelError, OSError, LookupError, ValueError, RuntimeError,
 """What files, the database, a model or starting a process can raise while the folder is looked through."""
 
 
-
 class DcafApp(MONAILabelApp):
     """DCAF as MONAI Label runs it, in the server and again in each training or scoring process.
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import uvicorn
 
 from dcaf_monai.calibration import load_overrides
-from dcaf_monai.model import load_model
-from dcaf_monai.predict import Predictor
 from dcaf_monai.server.access import Tokens, access_rules, is_loopback, redact_logs
 from dcaf_monai.server.published import PublishedModel
 
@@ -58,9 +56,10 @@ def serve(studies: Path, model: Path | None, *, host: str = "127.0.0.1", port: i
     """
     _check_folders(studies, data)
     _check_safe(host, token_file, certfile, keyfile, behind_proxy)
-    PublishedModel(model).task(task)
-    if model is not None and model.exists():
-        standing = Predictor(load_model(model)).model  # a network without dropout cannot predict
+    published = PublishedModel(model)
+    published.task(task)
+    if published.exists:
+        standing = published.predictor().model  # a network without dropout cannot predict
         if cutoffs is not None:
             load_overrides(cutoffs, standing.version, standing.task.classes)
     if not 0 <= random_share <= 1:
