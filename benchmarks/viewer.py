@@ -39,11 +39,10 @@ def rows() -> list[dict[str, Any]]:
         raise FileNotFoundError(f"viewer: need the extension's environment, got no {PYTHON.name}. "
                                 "Say `make .venv-slicer/.installed` first.")
     switch, pages = _cases(), _worklist()
-    bare = switch["bare answer"]["median"] + switch["bare picture"]["median"]
-    told = [_row(f"case switch, 2048 x 2048, {word}", switch["switch"][word], "bare answer and picture load",
-                 bare, f"<= {SWITCH_GOAL}") for word in ("median", "p95")]
-    told += [_row(f"next case (button), looked ahead, {word}", switch["next"][word],
-                  "bare answer and picture load", bare, f"<= {SWITCH_GOAL}") for word in ("median", "p95")]
+    told = [_row(f"{what}, {word}", switch[key][word], f"bare answer and picture load, {word}",
+                 switch["bare"][word], f"<= {SWITCH_GOAL}")
+            for what, key in (("case switch, 2048 x 2048", "switch"), ("next case, looked ahead", "next"))
+            for word in ("median", "p95")]
     told += [_row(f"of a switch until the {stage} is there", switch[stage]["median"], "case switch",
                   switch["switch"]["median"]) for stage in ("picture", "answer", "overlay")]
     told.append(_row("window's longest gap while switching", switch["gap"]["max"], "goal", GAP_GOAL_MS,

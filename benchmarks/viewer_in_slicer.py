@@ -54,16 +54,13 @@ def cases(url: str, turns: int = 15) -> dict:
     session, server = widget.session, Server(Address(url))
     uids = [item["uid"] for item in session.page.items]
     kind = session.connection.maps[0]
-    found: dict[str, list] = {name: [] for name in ("switch", "picture", "answer", "overlay", "bare answer",
-                                                    "bare picture", "gap")}
+    found: dict[str, list] = {name: [] for name in ("switch", "picture", "answer", "overlay", "bare", "gap")}
     for turn in range(turns + 2):
         uid = uids[turn % len(uids)]
         start = time.perf_counter()
         server.infer(uid, kind)
-        bare_answer = time.perf_counter() - start
-        start = time.perf_counter()
         server.picture(uid)
-        bare_picture = time.perf_counter() - start
+        bare = time.perf_counter() - start
         session.close_case()
         fixture.process(0.1)
         beat, start = Beat(), time.perf_counter()
@@ -78,7 +75,7 @@ def cases(url: str, turns: int = 15) -> dict:
         stages["switch"] = time.perf_counter() - start
         fixture.process(0.05)
         if turn >= 2:           # the first ones load the model
-            for name, seconds in {**stages, "bare answer": bare_answer, "bare picture": bare_picture}.items():
+            for name, seconds in {**stages, "bare": bare}.items():
                 found[name].append(seconds * 1000)
             found["gap"].append(max(beat.gaps_ms))
     session.close_case()

@@ -35,12 +35,18 @@ RUN = "import json, sys; from pathlib import Path; from dcaf_monai.server.serve 
       f"{{k: Path(v) if k in {PATHS} and v else v for k, v in d.items()}}))"
 
 
-def tiny_model(path: Path, *, seed: int = 0, name: str = "tiny", dropout: float = 0.3) -> Model:
-    """A random network of the smallest backbones, saved as a model file."""
+def tiny_model(path: Path, *, seed: int = 0, name: str = "tiny", dropout: float = 0.3,
+               bias: float = 0.0) -> Model:
+    """A random network of the smallest backbones, saved as a model file.
+
+    ``bias`` is added to the logit of the first class: a model that any training improves on.
+    """
     torch.manual_seed(seed)
     network = DualCrossAttentionFusion(len(TASK.classes), backbones=("test_efficientnet", "test_resnet"),
                                        weights="none", width=8, heads=2, fused=8, hidden=8,
                                        dropout=dropout).eval()
+    with torch.no_grad():
+        network.head[-1].bias[0] += bias
     model = Model(network=network, task=TASK, preprocessing=Preprocessing(size=64), name=name, samples=4,
                   version=new_version(network))
     return save_model(model, path)

@@ -90,8 +90,11 @@ def test_each_filter_of_the_worklist_gives_its_cases(scored: Store) -> None:
         return set(uids(scored, "random", status, reader=reader, **more))
 
     assert found("all", "ana") == {A, B, C, D, E}
-    assert found("read", "ana") == found("mine", "ana") == {A} and found("unread", "ana") == {B, C, D, E}
-    assert found("read", None) == {A, C} and found("unread", None) == {B, D, E}
+    assert found("read", "ana") == found("mine", "ana") == {A} and found("unread", "ana") == {C, D, E}
+    assert found("unread", "bo") == {B, D, E}       # what another skipped waits for this one
+    assert found("read", None) == {A, C} and found("unread", None) == {D, E}
+    for reader in ("ana", "bo", None):
+        assert scored.worklist("random", "unread", reader=reader).total == len(found("unread", reader))
     assert found("disagreement", "ana") == {A} and found("unscored", None) == {D, E}
     assert found("skipped", "ana") == {B} and found("skipped", "bo") == set() == found("leased", None) - {D}
     assert found("leased", "bo") == {D}

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, select, union
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, union
 
 from dcaf_monai.server.database import Database, annotation_rows, images, leases, monitored, ranks, skips
 from dcaf_monai.server.worklist import BATCH_ORDERS, check_reader
@@ -47,9 +47,9 @@ class Listing:
             order: One of `ORDERS`. ``label`` and ``score`` are the model's most probable class and its
                 probability; ``case`` is the uid. A batch strategy's order is that of its places; images
                 without a place follow, the most uncertain first.
-            status: ``all``; ``read``, ``unread``, ``skipped`` (by the reader; by anybody when none is
-                named); ``mine`` (read by the reader, who must be named); ``leased``; ``unscored``;
-                ``disagreement`` (waits for adjudication).
+            status: ``all``; ``read``, ``skipped`` (by the reader; by anybody when none is named);
+                ``unread`` (neither of these); ``mine`` (read by the reader, who must be named);
+                ``leased``; ``unscored``; ``disagreement`` (waits for adjudication).
             descending: Which way; None for the order's own, see `ORDERS`.
             label: Only images for which this is the model's answer.
             reader: Whose list it is.
@@ -124,16 +124,19 @@ def _filters(status: str, label: str | None, reader: str | None, now: float, *,
     """
     answer = func.coalesce(images.c.label, "") if walking else images.c.label
 
+    def by_reader(table: Any) -> list[ColumnElement[bool]]:
+        return [table.c.reader == reader] if reader is not None else []
+
     def named(table: Any) -> ColumnElement[bool]:
         """The image is in the table, under the reader's name when there is one."""
-        return images.c.uid.in_(select(table.c.uid).where(*(
-            [table.c.reader == reader] if reader is not None else [])))
+        return images.c.uid.in_(select(table.c.uid).where(*by_reader(table)))
 
     read = named(annotation_rows) if reader is not None else images.c.readings > 0
-    unread = ~exists().where(annotation_rows.c.uid == images.c.uid, *(
-        [annotation_rows.c.reader == reader] if reader is not None else []))
+    unread = [~exists().where(table.c.uid == images.c.uid, *by_reader(table))
+              for table in (annotation_rows, skips)]
     conditions: dict[str, ColumnElement[bool]] = {
-        "unread": unread, "read": read, "mine": read, "skipped": named(skips),
+        "unread": and_(*unread), "read": read, "mine": read, "skipped": named(skips),
+        "done": or_(read, named(skips)),
         "unscored": answer == "" if walking else answer.is_(None),
         "disagreement": images.c.disputed.is_(True),
         "leased": images.c.uid.in_(select(leases.c.uid).where(leases.c.expires > now))}
@@ -142,12 +145,12 @@ def _filters(status: str, label: str | None, reader: str | None, now: float, *,
 
 
 def _total(connection: Connection, status: str, label: str | None, reader: str | None, now: float) -> int:
-    """How many images pass; the unread are all but the read, who are counted without a look at the others."""
+    """How many images pass; the unread are all but those done with, counted without a look at the others."""
     def count(status: str) -> int:
         return connection.execute(select(func.count()).select_from(images).where(
             *_filters(status, label, reader, now))).scalar_one()
 
-    return count("all") - count("read") if status == "unread" else count(status)
+    return count("all") - count("done") if status == "unread" else count(status)
 
 
 def _readers(connection: Connection, uids: list[str],

@@ -34,7 +34,7 @@ def main(folder: Path, port: int, wish: dict) -> None:
         if wish.get("data"):
             write_films(folder / "data", 16, seed=3, shapes=((96, 80), (80, 112)))
         if wish.get("model"):
-            version = tiny_model(model).version
+            version = tiny_model(model, bias=wish.get("bias", 0.0)).version
             cutoffs.write_text(json.dumps({"model_version": version, "cutoffs": wish.get("cutoffs", {})}))
         keys = {name: new_token(tokens, name, role) for name, role in READERS} if wish.get("tokens") else {}
         told.write_text(json.dumps({"tokens": keys, "classes": list(TASK.classes)}))

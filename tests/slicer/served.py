@@ -30,7 +30,7 @@ class Served:
 
     Args:
         wish: For ``serve_films.py``: ``films`` (count), ``model``, ``tokens``, ``data``, ``score``,
-            ``cutoffs`` ({class: probability}).
+            ``cutoffs`` ({class: probability}), ``bias`` (logit added to the first class).
         environment: Added to the process's environment.
     """
 

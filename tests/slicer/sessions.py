@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 from DCAFReviewLib.client import Address, Server
@@ -67,3 +68,21 @@ def labels(server: Server, uid: str) -> list[tuple[str, str, str]]:
 
 def status_of(server: Server, uid: str) -> dict:
     return next(item for item in server.worklist(limit=500)["items"] if item["uid"] == uid)
+
+
+def ahead_of(session: Session):
+    """The case fetched ahead, once everything of it is there."""
+    until(session, lambda: session.ahead is not None and not session.ahead.awaited)
+    return session.ahead
+
+
+def likely(session: Session) -> list[str]:
+    """The cases of the page that may come, in their order; the first is the one the server gives."""
+    return [item["uid"] for item in session.page.items if item["status"] == "unread"]
+
+
+def tick(session: Session, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        session.tick()
+        time.sleep(0.02)

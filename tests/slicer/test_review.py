@@ -302,6 +302,8 @@ def test_leaving_the_module_takes_our_nodes_and_coming_back_shows_the_case_again
     opened.exit()
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == before
     assert slicer.app.layoutManager().layout != layout
+    fixture.process(0.3)
+    assert opened.session.ahead is None and not case.awaited     # nothing is fetched for nobody
     opened.enter()
     fixture.process(0.1)
     assert opened.session.case is case and coloured("DCAFOverlay") > 500

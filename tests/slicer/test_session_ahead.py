@@ -7,9 +7,19 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
-from DCAFReviewLib.session import Session
 from served import Served, Trouble
-from sessions import FIRST, next_of, opened, peer, reading, status_of, until
+from sessions import (
+    FIRST,
+    ahead_of,
+    likely,
+    next_of,
+    opened,
+    peer,
+    reading,
+    status_of,
+    tick,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,24 +27,6 @@ def films():
     """A server with tokens and a random model, for readers ada and bob and the admin chief."""
     with Served({"films": 12, "model": True, "tokens": True}) as server:
         yield server
-
-
-def ahead_of(session: Session):
-    """The case fetched ahead, once everything of it is there."""
-    until(session, lambda: session.ahead is not None and not session.ahead.awaited)
-    return session.ahead
-
-
-def likely(session: Session) -> list[str]:
-    """The cases of the page that may come, in their order; the first is the one the server gives."""
-    return [item["uid"] for item in session.page.items if item["status"] == "unread"]
-
-
-def tick(session: Session, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        session.tick()
-        time.sleep(0.02)
 
 
 def test_the_case_that_comes_next_is_fetched_while_this_one_is_read(films: Served, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ class Parts(Topics):
     """Fetching the parts of a case; what a session is made of besides lies in `Cases` and `Session`."""
 
     connection: Connection
+    case: Case | None
     ahead: Case | None   # fetched before it is opened
     _errands: Errands
     _server: Server | None
@@ -140,6 +141,13 @@ class Parts(Topics):
         if not known and not case.map_note and self.connection.model is not None:
             self._drop_heat(case)
             self._ask_model(case, "heat")
+
+    def _drop_parts(self) -> None:
+        """Calls off what is on its way for the open case; `_fetch` asks for it again."""
+        if self.case is not None:
+            for part in self.case.awaited:
+                self._errands.drop(self.case, part)
+            self.case.awaited.clear()
 
     def _drop_heat(self, case: Case) -> None:
         self._errands.drop(case, "heat")

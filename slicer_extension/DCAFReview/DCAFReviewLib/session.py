@@ -72,6 +72,7 @@ class Session(Cases):
         self._last: Case | None = None
         self._map_kind = ""
         self._skips = ()
+        self._paused = False
         self._poll_at = self._retry_at = self._skip_at = 0.0
         self._retry_s = FIRST_RETRY_S
 
@@ -130,10 +131,37 @@ class Session(Cases):
                 self._look_in_journal()
             self._send()
             self._send_skip()
-            self._go_on()
-            self._look_ahead()
+            if not self._paused:
+                self._go_on()
+                self._look_ahead()
         elif state == "lost" and now >= self._retry_at and not self._errands.under_way("session"):
             self._ask_session()
+
+    @tells
+    def pause(self) -> None:
+        """Nobody looks: what was asked for the eye is called off, as is the search for the next case.
+
+        An open case of the worklist stays open with what was answered so far, its lease is renewed, answers
+        are sent. An image that was only classified is left: it cannot be answered, and its file goes.
+        """
+        self._paused, self.seeking = True, ""
+        self._drop_ahead()
+        if self.case is not None and not self.case.stored:
+            self._leave()
+        self._drop_parts()
+        self._errands.drop("page")
+        self.page.busy = False
+        self._mark("case", "page")
+
+    @tells
+    def resume(self) -> None:
+        """Somebody looks again: what is missing of the page and of the open case is asked for."""
+        paused, self._paused = self._paused, False
+        if not paused or self.connection.state != "on":
+            return
+        self._refresh()
+        if self.case is not None:
+            self._fetch(self.case)
 
     @tells
     def show_page(self, **changes: Any) -> None:
@@ -230,8 +258,7 @@ class Session(Cases):
         self.ahead = None
         self.connection.state, self.connection.message, self.seeking = "off", why, ""
         self.page.busy = False
-        if self.case is not None:
-            self.case.awaited.clear()
+        self._drop_parts()
         self._mark("connection", "page", "case")
         self._say(why, "error")
 

@@ -76,10 +76,15 @@ class ReviewWidget:
         self._activate(True)
         self._timer.setInterval(TICK_MS)
         self._last_tick = time.monotonic()
+        self._session.resume()
         self._changed(frozenset({"case", "picture", "heat", "training"}))
 
     def leave(self) -> None:
-        """Another module is shown: our nodes go, the layout of before comes back; the case stays open."""
+        """Another module is shown: our nodes go, what they wait for is called off, the old layout comes back.
+
+        The case stays open with what was answered so far, to go on with when the module is shown again.
+        """
+        self._session.pause()
         self._activate(False)
         self._timer.setInterval(AWAY_MS)
         self._drawn = None
