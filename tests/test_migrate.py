@@ -93,7 +93,7 @@ def test_an_old_database_opens_as_if_it_had_been_new(
     for store in (old, new):
         store.close()
     again = Store(studies, TASK, address)
-    assert again.disagreements()[0]["uid"] == "a.png" and database.SCHEMA == 3
+    assert again.disagreements()[0]["uid"] == "a.png" and database.SCHEMA == 4
     again.close()
 
 
@@ -130,7 +130,7 @@ def test_a_database_of_the_second_schema_gets_what_batch_strategies_need(
             "VALUES ('a.png', 'a.png', 'present', 1.0, '{}', 0.5, false)"))
     engine.dispose()
     old, new = Store(studies, TASK, address), Store(studies, TASK, new_database())
-    assert shape(old) == shape(new) and {"evidence", "ranks", "monitored"} <= set(shape(old))
+    assert shape(old) == shape(new) and {"evidence", "ranks", "monitored", "contents"} <= set(shape(old))
     assert old.list_images() == ["a.png"]
     old.refresh()
     old.save_prediction("a.png", prediction(), Evidence(np.ones(3), np.zeros((2, 3))))

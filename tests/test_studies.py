@@ -94,6 +94,30 @@ def test_another_picture_under_the_path_of_one_that_was_gone_is_scored_again(
     assert store.problems() == {}
 
 
+def test_answers_about_a_picture_are_not_taken_for_answers_about_another_at_its_path(
+        store: Store, studies: Path) -> None:
+    first = (studies / "a.png").read_bytes()
+    store.annotate("a.png", read("covid"))
+    (studies / "a.png").touch()
+    store.refresh()
+    assert store.current_labels() == {"a.png": "covid"}     # touched, copied back: the same picture
+    (studies / "a.png").write_bytes(b"another picture")
+    report = store.refresh()
+    assert (report.added, report.total) == (1, 5) and store.current_labels() == {}
+    second, = [uid for uid in store.list_images() if uid.startswith("a.png")]
+    assert second.startswith("a.png#") and store.location(second) == (studies.resolve() / "a.png", None)
+    assert [told.label for told in store.history("a.png")] == ["covid"] and store.history(second) == []
+    assert second in [item["uid"] for item in store.worklist(status="unread", reader="ana").items]
+    store.annotate(second, read("normal"))
+    (studies / "a.png").touch()
+    store.refresh()
+    assert store.current_labels() == {second: "normal"}
+    (studies / "a.png").write_bytes(first)
+    store.refresh()
+    assert store.current_labels() == {"a.png": "covid"} and second not in store.list_images()
+    assert [told.label for told in store.history(second)] == ["normal"] and store.problems() == {}
+
+
 def test_the_copy_of_an_image_takes_its_place_when_the_first_file_goes(tmp_path: Path) -> None:
     for name in ("first", "second", "third"):
         write_dicom(tmp_path / f"{name}.dcm", "1.2.3")

@@ -41,7 +41,7 @@ from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 
 from dcaf_monai.server import migrate
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the tables below; an earlier one is brought up to it, one made by a later DCAF refused."""
 
 SCORES = ("label", "score", "entropy", "normalized_entropy", "mutual_information", "margin")
@@ -149,6 +149,11 @@ skips = Table(
     Column("uid", ForeignKey(images.c.uid), primary_key=True),
     Column("reader", Text, primary_key=True),
     Column("reason", Text, nullable=False), Column("created", Double, nullable=False))
+
+contents = Table(                                           # of files that are named by their path alone
+    "contents", _schema,
+    Column("uid", ForeignKey(images.c.uid), primary_key=True),
+    Column("sha256", Text, nullable=False))                 # when the first answer about the image came
 
 label_notes = Table(                                        # MONAI Label's "label info"
     "label_notes", _schema,
@@ -258,7 +263,7 @@ class Database:
                     for index in table.indexes:
                         index.create(connection, checkfirst=True)
                 found = "2"
-            if found == "2":            # schema 3 has new tables only, which are made below
+            if found in ("2", "3"):     # schemas 3 and 4 have new tables only, which are made below
                 found = str(SCHEMA)
                 connection.execute(update(meta).where(meta.c.name == "schema").values(value=found))
             if found != str(SCHEMA):

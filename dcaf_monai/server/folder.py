@@ -8,6 +8,7 @@ over.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,10 +94,28 @@ def images_in(root: Path, path: str) -> list[tuple[str, int | None]]:
     Raises:
         ImageError: When the file is DICOM and its header cannot be read.
     """
-    if path.lower().endswith(OTHER):
+    if named_by_path(path):
         return [(path, None)]
     uid, frames = uid_and_frames(root / path)
     return [(uid, None)] if frames == 1 else [(f"{uid}:{n}", n) for n in range(1, frames + 1)]
+
+
+def named_by_path(path: str) -> bool:
+    """Whether a file says nothing of itself: no SOP Instance UID, so that only its path names its image."""
+    return path.lower().endswith(OTHER)
+
+
+def content_of(place: Path) -> str:
+    """SHA-256 of a file's bytes, hex.
+
+    Raises:
+        OSError: When it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with place.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _may_be_image(place: Path) -> bool:

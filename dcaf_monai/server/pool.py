@@ -16,13 +16,14 @@ from dcaf_monai.server.database import (
     Database,
     StoreError,
     UnknownImage,
+    contents,
     evidence,
     failures,
     files,
     images,
     predictions,
 )
-from dcaf_monai.server.folder import FoundFile, Refresh, found_files, images_in
+from dcaf_monai.server.folder import FoundFile, Refresh, content_of, found_files, images_in, named_by_path
 from dcaf_monai.server.readings import require_image
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class Pool:
 
         Only new and changed files are opened. A bad file is remembered, counted and passed over. An
         image whose file is gone stays with its annotations and returns when the file or a copy does.
-        A file of another size or time is taken for another picture: its images lose their predictions.
+        A file of another size or time may hold another picture: its images lose their predictions. Where
+        readers have answered about a picture that only its path names, and other bytes lie there now, these
+        are an image of their own, ``PATH#DIGEST``, and the answered one is missing until its bytes return.
 
         Raises:
             StoreError: When the folder or the database cannot be read.
@@ -121,7 +124,11 @@ class Pool:
         """Opens files and stores what they hold; how many images are new, changed, lost."""
         counts = [0, 0, 0]
         for start in range(0, len(several), BATCH):
-            looked = [(file, *self._look(file)) for file in several[start:start + BATCH]]
+            batch = several[start:start + BATCH]
+            with self.database.read() as connection:
+                answered = dict(connection.execute(select(contents.c.uid, contents.c.sha256).where(
+                    contents.c.uid.in_([file.path for file in batch]))).all())  # type: ignore[arg-type]
+            looked = [(file, *self._look(file, answered.get(file.path))) for file in batch]
             looked.sort(key=lambda entry: [uid for uid, _ in entry[1]])     # no deadlock, see scores.py
             with self.database.write() as connection:
                 for file, held, problem in looked:
@@ -129,9 +136,18 @@ class Pool:
                         counts[place] += count
         return counts[0], counts[1], counts[2]
 
-    def _look(self, file: FoundFile) -> tuple[list[tuple[str, int | None]], str | None]:
-        """The images in a file, or why there are none."""
+    def _look(self, file: FoundFile,
+              answered: str | None = None) -> tuple[list[tuple[str, int | None]], str | None]:
+        """The images in a file, or why there are none.
+
+        Args:
+            answered: SHA-256 of what lay at this path when readers answered about it.
+        """
         try:
+            if answered is not None and named_by_path(file.path):
+                content = content_of(self.studies / file.path)
+                if content != answered:
+                    return [(f"{file.path}#{content[:12]}", None)], None
             return images_in(self.studies, file.path), None
         except ImageError as error:
             return [], error.code

@@ -10,7 +10,16 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, se
 
 from dcaf_monai.server.agreement import agreement
 from dcaf_monai.server.annotation import Annotation, checked_annotation
-from dcaf_monai.server.database import Database, UnknownImage, annotation_rows, images, leases, predictions
+from dcaf_monai.server.database import (
+    Database,
+    UnknownImage,
+    annotation_rows,
+    contents,
+    images,
+    leases,
+    predictions,
+)
+from dcaf_monai.server.folder import content_of, named_by_path
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
 
@@ -143,7 +152,7 @@ class Readings:
 
     def _append(self, connection: Connection, uid: str, annotation: Annotation) -> Annotation:
         """Stores one annotation as it is, unless its key is stored already."""
-        require_image(connection, uid)
+        row = require_image(connection, uid)
         key = str(annotation.key)
         number = connection.execute(self.database.insert(annotation_rows).values(
             key=key, uid=uid, reader=annotation.reader, label=annotation.label, role=annotation.role,
@@ -155,6 +164,7 @@ class Readings:
             image = update(images).where(images.c.uid == uid)
             connection.execute(image.values(readings=images.c.readings + 1))
             connection.execute(image.values(disputed=disagreeing(annotation_rows.c.uid == uid).exists()))
+            self._keep_content(connection, uid, row.path)
             return annotation
         row = connection.execute(select(annotation_rows.c.uid, annotation_rows.c.document)
                                  .where(annotation_rows.c.key == key)).one()
@@ -163,6 +173,18 @@ class Readings:
             raise ValueError("key: need a new one for a new annotation, got one already used. "
                              "Make a fresh UUID per submission.")
         return stored
+
+    def _keep_content(self, connection: Connection, uid: str, path: str) -> None:
+        """Remembers what was answered about where only the path would tell: see `Pool.refresh`."""
+        known = connection.execute(select(contents.c.uid).where(contents.c.uid == uid)).scalar()
+        if known is not None or not named_by_path(path):
+            return
+        try:
+            content = content_of(self.studies / path)
+        except OSError:     # it is gone: what returns is then taken for the same, as without an answer
+            return
+        connection.execute(self.database.insert(contents).values(uid=uid, sha256=content)
+                           .on_conflict_do_nothing())
 
 
 def require_image(connection: Connection, uid: str, *, present: bool = False) -> Any:

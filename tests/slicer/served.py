@@ -158,6 +158,8 @@ class Trouble:
             if context:
                 client = stack.enter_context(context.wrap_socket(client, server_side=True))
             request = read_message(client)
+            if not request:     # called off before anything was asked
+                return
             line = request.split(b"\r\n", 1)[0].decode()
             self.seen.append(line)
             delay_s, cut = (self.delay_s, self.cut) if self.only in line else (0.0, "")
