@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from mapie.classification import SplitConformalClassifier
+from mapie.conformity_scores import RAPSConformityScore
 from pydantic import ValidationError
 from sklearn.base import BaseEstimator, ClassifierMixin
 
@@ -154,6 +155,17 @@ def test_randomised_aps_sets_are_those_of_mapie_under_its_own_random_numbers(alp
     # Its set without chance, at the same threshold, is ours without chance.
     whole = sets_of_mapie("aps", probs, labels, new, alpha=alpha, seed=7, include_last_label=True)
     assert np.array_equal(scores(new, method="aps") <= limit, whole)
+
+
+@pytest.mark.parametrize("lambda_, k", [(.05, 1), (.3, 2)])
+def test_raps_scores_of_the_right_classes_are_those_of_mapie(lambda_, k):
+    # Its thresholds cannot be compared: MAPIE sets lambda and k by itself, on a part of the cases.
+    probs, labels, _ = a_cohort(211)
+    peer = RAPSConformityScore()
+    summed, rank = peer.get_true_label_cumsum_proba(labels, probs, np.arange(3))    # u = 1
+    theirs = peer._regularize_conformity_score(np.array([k]), lambda_, summed, rank)[:, 0, 0]
+    ours = scores(probs, method="raps", lambda_=lambda_, k=k, u=1.0)[np.arange(211), labels]
+    assert ours == pytest.approx(theirs, abs=1e-12) and set(rank) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("method, lambda_, k", [("aps", 0.0, 1), ("raps", .05, 1), ("raps", .3, 2)])
