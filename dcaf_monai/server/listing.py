@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, union
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, union
 
 from dcaf_monai.server.database import Database, annotation_rows, images, leases, monitored, ranks, skips
 from dcaf_monai.server.worklist import BATCH_ORDERS, check_reader
@@ -127,16 +127,16 @@ def _filters(status: str, label: str | None, reader: str | None, now: float, *,
     def by_reader(table: Any) -> list[ColumnElement[bool]]:
         return [table.c.reader == reader] if reader is not None else []
 
-    def named(table: Any) -> ColumnElement[bool]:
-        """The image is in the table, under the reader's name when there is one."""
-        return images.c.uid.in_(select(table.c.uid).where(*by_reader(table)))
+    def named(*tables: Any) -> ColumnElement[bool]:
+        """The image is in one of the tables, under the reader's name when there is one."""
+        return images.c.uid.in_(union(*(select(table.c.uid).where(*by_reader(table)) for table in tables)))
 
     read = named(annotation_rows) if reader is not None else images.c.readings > 0
     unread = [~exists().where(table.c.uid == images.c.uid, *by_reader(table))
               for table in (annotation_rows, skips)]
     conditions: dict[str, ColumnElement[bool]] = {
         "unread": and_(*unread), "read": read, "mine": read, "skipped": named(skips),
-        "done": or_(read, named(skips)),
+        "done": named(annotation_rows, skips),
         "unscored": answer == "" if walking else answer.is_(None),
         "disagreement": images.c.disputed.is_(True),
         "leased": images.c.uid.in_(select(leases.c.uid).where(leases.c.expires > now))}
