@@ -330,6 +330,8 @@ class Loop:
         early.load_state_dict(kept.document["early"])
         self.best, self.best_epoch = unnamed("best", kept.tensors), kept.document["best_epoch"]
         self.history = list(kept.document["history"])
+        if self.learned:
+            self.learned(self.history)
         trainer.state.epoch = kept.document["epoch"]
         trainer.state.iteration = trainer.state.epoch * trainer.state.epoch_length
         schedule.last_epoch = trainer.state.iteration

@@ -130,7 +130,8 @@ def fit(cohort: Cohort, *, out: Path, mode: Mode = "frozen",
         init_from: Start from this model's weights, network and preprocessing; ``backbones``,
             ``weights``, ``shape`` and ``preprocessing`` are then not used.
         progress: Told (stage, done, total, note); stages are read, features, train and check.
-        learned: Told the history so far (see `FitResult`) after every epoch, before ``progress`` is.
+        learned: Told the history so far (see `FitResult`) after every epoch, before ``progress`` is, and
+            when training goes on from a checkpoint.
         stop: Asked after every step; True ends the training with `TrainStopped`.
 
     Raises:

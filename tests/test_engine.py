@@ -164,7 +164,9 @@ def test_a_stopped_training_goes_on_to_the_same_end(tmp_path, step):
 def test_a_training_killed_after_its_early_stop_does_not_train_on(tmp_path):
     recipe = Recipe(epochs=40, batch_size=16, learning_rate=.3, patience=2)
     whole = a_loop(tmp_path, recipe=recipe).train()
-    assert same(a_loop(tmp_path, recipe=recipe).train(), whole)
+    told = []
+    again = a_loop(tmp_path, recipe=recipe, learned=lambda history: told.append(list(history))).train()
+    assert same(again, whole) and told == [list(whole.history)]     # the epochs of before are told, too
 
 
 def test_another_run_s_checkpoint_is_not_used(tmp_path):
