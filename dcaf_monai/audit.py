@@ -38,7 +38,7 @@ from dcaf_monai.audit_model import Eyes
 from dcaf_monai.audit_rows import Row, data_sha256, identified, read_rows
 from dcaf_monai.audit_words import advice
 from dcaf_monai.duplicates import Pair, exact_pairs, near_pairs
-from dcaf_monai.fingerprint import Fingerprint, fingerprints
+from dcaf_monai.fingerprint import Fingerprint, fingerprints, grey_of
 from dcaf_monai.model import Model
 from dcaf_monai.tasks import Task, task_named
 
@@ -217,6 +217,7 @@ def _items(rows: Sequence[Row], marks: Sequence[Fingerprint], seed: int, eyes: E
            tell: Callable[[str], Callable[[int, int], None]]) -> Iterator[Item]:
     exact = exact_pairs(marks)
     near = near_pairs(marks, [row.task for row in rows],
+                      lambda place: grey_of(rows[place].path, frame=rows[place].frame),
                       features=whole[:, :eyes.trunk_numbers] if eyes and whole is not None else None)
     tasks = sorted({row.task for row in rows})
     for task in tasks:

@@ -24,7 +24,7 @@ from dcaf_monai.artefacts import Artefacts, find_artefacts
 from dcaf_monai.decode import decoder
 from dcaf_monai.dicom import read_image
 from dcaf_monai.grey import colour_to_grey
-from dcaf_monai.image import ImageError, patient_digest
+from dcaf_monai.image import Image, ImageError, patient_digest
 
 FORMAT = 5
 """Raise it when a fingerprint of the same file would come out otherwise."""
@@ -80,36 +80,60 @@ def fingerprint(path: Path, *, frame: int | None = None) -> Fingerprint:
     Raises:
         ImageError: As `dicom.read_image`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError("unreadable", f"File: need a readable file, got {error.strerror}.") from None
-    image = None
-    if data[:4] in (b"\x89PNG", b"II*\0", b"MM\0*") or data[:3] == b"\xff\xd8\xff":
-        pixels = decoder.raster(data, frame=frame)
-        kind = {b"\x89P": "png", b"\xff\xd8": "jpeg"}.get(data[:2], "tiff")
-        top = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else float(pixels.max())
-        bits = pixels.dtype.itemsize * 8
-        saturation, tint = tint_of(pixels) if pixels.ndim == 3 else (0.0, "grey")
-        kind = f"{kind} {'colour' if pixels.ndim == 3 else 'grey'} {bits}"
-        grey = colour_to_grey(pixels)[0] if pixels.ndim == 3 else pixels
-        if grey.min() == grey.max():
-            raise ImageError("constant", "Pixels: need different values, got a picture of one value.")
-    else:
-        image = read_image(path, frame=frame)
-        grey, saturation, tint = image.pixels, 0.0, "grey"
-        # after the VOI transformation the shown range is the picture's own
-        top = float(image.pixels.max())
-        kind = (f"dicom {image.header.get('SamplesPerPixel', 1)} x {image.header.get('BitsStored', '')} bits"
-                if data[128:132] == b"DICM" else "nifti")
-    grey = np.ascontiguousarray(grey, np.float32)
+    data = _read(path)
+    opened = _opened(path, data, frame)
+    grey, image = opened.grey, opened.image
     artefacts = find_artefacts(grey)
-    scaled = grey / (top or 1.0)
+    scaled = grey / (opened.top or 1.0)
     pixels_sha256 = hashlib.sha256(repr(grey.shape).encode() + grey.tobytes()).hexdigest()
     return Fingerprint(
         hashlib.sha256(data).hexdigest(), pixels_sha256, _small(grey), phash(grey), _tones(scaled, artefacts),
-        _sharpness(scaled), (grey.shape[0], grey.shape[1]), len(data), kind, saturation, tint,
+        _sharpness(scaled), (grey.shape[0], grey.shape[1]), len(data), opened.kind, *opened.colour,
         quantisation(data), artefacts, _told(image.header) if image else {})
+
+
+def grey_of(path: Path, *, frame: int | None = None) -> np.ndarray:
+    """float32 ``(rows, columns)`` of a file, as its fingerprint sees it.
+
+    Raises:
+        ImageError: As `dicom.read_image`.
+    """
+    return _opened(path, _read(path), frame).grey
+
+
+@dataclass(frozen=True)
+class _Opened:
+    grey: np.ndarray
+    top: float
+    """Largest value that there may be; after a VOI transformation, that there is."""
+    kind: str
+    colour: tuple[float, str] = (0.0, "grey")
+    image: Image | None = None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError("unreadable", f"File: need a readable file, got {error.strerror}.") from None
+
+
+def _opened(path: Path, data: bytes, frame: int | None) -> _Opened:
+    if data[:4] in (b"\x89PNG", b"II*\0", b"MM\0*") or data[:3] == b"\xff\xd8\xff":
+        pixels = decoder.raster(data, frame=frame)
+        kind = {b"\x89P": "png", b"\xff\xd8": "jpeg"}.get(data[:2], "tiff")
+        kind = f"{kind} {'colour' if pixels.ndim == 3 else 'grey'} {pixels.dtype.itemsize * 8}"
+        top = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else float(pixels.max())
+        colour = tint_of(pixels) if pixels.ndim == 3 else (0.0, "grey")
+        grey = colour_to_grey(pixels)[0] if pixels.ndim == 3 else pixels
+        if grey.min() == grey.max():
+            raise ImageError("constant", "Pixels: need different values, got a picture of one value.")
+        return _Opened(np.ascontiguousarray(grey, np.float32), top, kind, colour)
+    image = read_image(path, frame=frame)
+    kind = (f"dicom {image.header.get('SamplesPerPixel', 1)} x {image.header.get('BitsStored', '')} bits"
+            if data[128:132] == b"DICM" else "nifti")
+    return _Opened(np.ascontiguousarray(image.pixels, np.float32), float(image.pixels.max()), kind,
+                   image=image)
 
 
 def phash(grey: np.ndarray) -> str:

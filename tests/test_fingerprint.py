@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import imagehash
@@ -10,8 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dcaf_monai.duplicates import exact_pairs, near_pairs
-from dcaf_monai.fingerprint import SIDE, Fingerprint, fingerprint, fingerprints, phash, quantisation, tint_of
+from dcaf_monai.duplicates import detail, exact_pairs, near_pairs
+from dcaf_monai.fingerprint import (
+    SIDE,
+    Fingerprint,
+    fingerprint,
+    fingerprints,
+    grey_of,
+    phash,
+    quantisation,
+    tint_of,
+)
 from dcaf_monai.image import ImageError
 from dcaf_monai.phantom import film_to_dicom, phantom
 
@@ -64,7 +74,7 @@ def test_copies_in_other_formats_and_sizes_are_pairs_and_other_films_are_not(tmp
              *(saved(tmp_path, f"{seed}.png", a_film(seed, shape)) for seed in range(2, 14))]
     marks = [fingerprint(path) for path in paths]
     assert exact_pairs(marks) == [(0, 1)]
-    assert near_pairs(marks, ["oct"] * len(marks)) == [(0, 2), (1, 2)]
+    assert near_pairs(marks, ["oct"] * len(marks), lambda place: grey_of(paths[place])) == [(0, 2), (1, 2)]
     assert marks[0].file_sha256 != marks[1].file_sha256
 
 
@@ -73,13 +83,36 @@ def test_alike_features_need_a_related_hash_to_be_a_pair(tmp_path: Path) -> None
     films.append(films[0][6:, 5:])
     marks = [fingerprint(saved(tmp_path, f"{place}.png", film)) for place, film in enumerate(films)]
     features = np.random.default_rng(0).normal(size=(11, 40))
-    assert (0, 10) not in near_pairs(marks, ["oct"] * 11)
+    assert (0, 10) not in near_pairs(marks, ["oct"] * 11, films.__getitem__)
     features[10] = features[0] * 1.01
     features[4] = features[3]
     turned = [fingerprint(saved(tmp_path, "turned.png", films[3][::-1]))]
-    assert (0, 10) in near_pairs(marks, ["oct"] * 11, features=features)
+    assert (0, 10) in near_pairs(marks, ["oct"] * 11, films.__getitem__, features=features)
     marks[4] = turned[0]
-    assert (3, 4) not in near_pairs(marks, ["oct"] * 11, features=features)
+    assert (3, 4) not in near_pairs(marks, ["oct"] * 11, films.__getitem__, features=features)
+
+
+def test_what_features_call_alike_is_no_pair_without_the_same_detail(tmp_path: Path) -> None:
+    films = [a_film(seed) for seed in range(1, 11)]
+    marks = [fingerprint(saved(tmp_path, f"{place}.png", film)) for place, film in enumerate(films)]
+    marks[1] = replace(marks[1], phash=marks[0].phash)
+    features = np.random.default_rng(0).normal(size=(10, 40))
+    features[1] = features[0] * 1.01
+    small = [replace(mark, small=np.random.default_rng(place).integers(0, 255, mark.small.shape, np.uint8))
+             for place, mark in enumerate(marks)]
+    assert near_pairs(small, ["oct"] * 10, films.__getitem__, features=features) == []
+    films[1] = films[0][3:-2, 4:]
+    assert near_pairs(small, ["oct"] * 10, films.__getitem__, features=features) == [(0, 1)]
+
+
+def test_detail_is_that_of_a_crop_and_not_of_another_film() -> None:
+    film = a_film(1, (320, 280))
+    rows, columns = film.shape
+    crop = film[round(.07 * rows):, round(.03 * columns):round(.96 * columns)]
+    smaller = np.asarray(Pillow.fromarray(crop).resize((columns // 2, rows // 2)))
+    others = max(detail(film, a_film(seed, (320, 280))) for seed in range(2, 8))    # their ribs are alike
+    assert detail(film, film) > 0.95 and detail(crop, film) == detail(film, crop) > others + 0.1
+    assert detail(film, smaller) > others and detail(film, film[::-1]) < others
 
 
 def test_a_network_that_sees_all_pictures_alike_makes_no_pairs(tmp_path: Path) -> None:
@@ -88,7 +121,7 @@ def test_a_network_that_sees_all_pictures_alike_makes_no_pairs(tmp_path: Path) -
     brightness = np.outer(rng.normal(size=12), rng.normal(size=40)) + rng.normal(0, 0.01, (12, 40))
     centred = brightness - brightness.mean(0)
     assert np.sort(np.corrcoef(centred)[0])[-2] > 0.985
-    assert near_pairs(marks, ["oct"] * 12, features=brightness) == []
+    assert near_pairs(marks, ["oct"] * 12, lambda place: a_film(place + 1), features=brightness) == []
 
 
 def test_a_dicom_film_tells_its_header_and_its_patient_only_as_a_digest(tmp_path: Path) -> None:
