@@ -23,8 +23,8 @@ ALIKE = 0.97
 BITS_APART = 8
 """Most bits of 64 in which the hashes may differ; unrelated chest films differ in about 30."""
 RELATED, RELATED_BITS_APART, RELATED_CLOSER = 0.85, 18, 0.5
-"""The same of pairs whose detail is then compared. They are also at most so large a part as far apart (one less
-correlation) as a picture usually is from the one most like it: in some data all pictures are alike."""
+"""The same of pairs whose detail is then compared. They are also at most so large a part as far apart (one
+minus correlation) as a picture usually is from the one most like it: in some data all are alike."""
 FEATURES_ALIKE, FEATURES_BITS_APART, FEATURES_CLOSER = 0.985, 22, 0.1
 """And of a network's features, whose hashes need only be related; trunks that see little see all alike."""
 DETAIL_CLOSER = 0.5
