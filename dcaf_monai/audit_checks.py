@@ -128,7 +128,8 @@ def patients_across_tasks(rows: Sequence[Row]) -> Finding:
 def duplicates(name: str, rows: Sequence[Row], pairs: Sequence[Pair]) -> Finding:
     """Copies within one task: across splits, with two labels, or simply there."""
     exact = name == "exact_duplicates"
-    what = "exact duplicates (the same pixels)" if exact else "near duplicates (resized or compressed again)"
+    what = "exact duplicates (the same pixels)" if exact else \
+        "near duplicates (copies resized, cropped or redacted otherwise)"
     # films of one patient may be as alike as copies; only between patients, or across splits, is it news
     loose = [(a, b) for a, b in pairs if exact or rows[a].group != rows[b].group]
     across = [(a, b) for a, b in pairs if rows[a].split != rows[b].split]

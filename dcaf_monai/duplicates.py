@@ -3,8 +3,8 @@
 Near duplicates must agree twice: in the perceptual hash, and in the small copy after the mean picture of the
 data is taken off, for all chest films look alike until then. On public data, copies correlate above 0.99 and
 other films of one patient stay below 0.97. What agrees less, or only to a network's features, is proposed: a
-copy that was cropped, photographed again or redacted otherwise, a second film of one patient. Whether its detail
-is the same (`detail`) decides. Turned and mirrored copies are not found.
+copy that was cropped, photographed again or redacted otherwise, a second film of one patient. Whether its
+detail is the same (`detail`) decides. Turned and mirrored copies are not found.
 """
 
 from __future__ import annotations

@@ -6,10 +6,15 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dcaf_monai.audit import Audit, audit_cohort
+from dcaf_monai.duplicates import near_pairs
+from dcaf_monai.fingerprint import fingerprint, grey_of
 
+TWICE = {("153", "158"), ("383", "389"), ("387", "392"), ("44", "47")}
+"""Tuberculosis films that are there twice, redacted or printed otherwise, seen by eye; no table says so."""
 EACH = 60
 """Images of a label; enough to find the faults in seconds."""
 
@@ -60,3 +65,18 @@ def test_source_and_label_coincide_in_covid19(found: Audit) -> None:
     assert source.verdict == "alarm" and source.figures["effect"] > 0.99
     assert source.figures["shares"]["covid"] == {"hannover": 1.0}
     assert verdict(found, "tuberculosis", "source") == "pass"
+
+
+def test_films_that_are_there_twice_are_found_and_retinas_that_look_alike_are_not(shared_data: Path) -> None:
+    films = shared_data / "images/tuberculosis/tuberculosis"
+    paths = sorted(films.glob("tb-train__*.jpg"))[:200:2]
+    paths = sorted({*paths, *(films / f"tb-train__image{number}.jpg" for pair in TWICE for number in pair)})
+    found = near_pairs([fingerprint(path) for path in paths], ["film"] * len(paths),
+                       lambda place: grey_of(paths[place]))
+    numbers = [path.stem.removeprefix("tb-train__image") for path in paths]
+    assert {tuple(sorted((numbers[a], numbers[b]), key=int)) for a, b in found} == TWICE
+    retinas = sorted((shared_data / "images/oct/normal").glob("*.jpg"))[:120]
+    marks = [fingerprint(path) for path in retinas]
+    features = np.random.default_rng(0).normal(size=(120, 40))
+    features[1::2] = features[::2] * 1.01       # to such a network every second one is the one before
+    assert near_pairs(marks, ["oct"] * 120, lambda place: grey_of(retinas[place]), features=features) == []
