@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -99,10 +100,9 @@ def import_annotations(
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name}: need JSON or CSV in UTF-8, got something else.") from error
     try:
-        store = Store(studies, question, database=database or os.environ.get("DCAF_DATABASE"))
-        store.refresh()
-        done = store.import_json(text) if file.suffix.lower() == ".json" else store.import_csv(text)
-        store.close()
+        with closing(Store(studies, question, database=database or os.environ.get("DCAF_DATABASE"))) as store:
+            store.refresh()
+            done = store.import_json(text) if file.suffix.lower() == ".json" else store.import_csv(text)
     except StoreError as error:
         fail(str(error), 1)
     console.print(f"{done.added} annotations added, {done.known} known already, {done.unknown_images} of "
