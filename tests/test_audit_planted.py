@@ -53,27 +53,24 @@ def sixteen_bits(film: Film) -> Film:
     return with_pixels(film, film.pixels.astype(np.uint16) * 257)
 
 
-@pytest.mark.parametrize(("name", "plant"), [
-    ("format", sixteen_bits),
-    ("size", reshaped(1.25, 1.25)),
-    ("area", reshaped(1.25, 1.25)),
-    ("aspect", reshaped(1.0, 1.3)),
-    ("white_margin", mapped(white_frame)),
-    ("brightness", mapped(lambda pixels: 255 * (pixels / 255) ** 0.5)),
-    ("contrast", mapped(lambda pixels: 128 + 0.6 * (pixels - 128))),
-    ("saturated", mapped(lambda pixels: np.where(pixels > np.quantile(pixels, 0.8), 255, pixels))),
-    ("sharpness", smooth),
-    ("grey_levels", mapped(lambda pixels: pixels // 3 * 3)),
-    ("bytes", smooth),
-    ("thumbnail", mapped(lambda pixels: pixels + np.linspace(0, 50, pixels.shape[1]))),
-    ("properties", mapped(lambda pixels: 255 * (pixels / 255) ** 0.5)),
+@pytest.mark.parametrize(("names", "plant"), [
+    (["format"], sixteen_bits),
+    (["size", "area", "aspect"], reshaped(1.0, 1.3)),
+    (["white_margin"], mapped(white_frame)),
+    (["brightness", "properties"], mapped(lambda pixels: 255 * (pixels / 255) ** 0.5)),
+    (["contrast"], mapped(lambda pixels: 128 + 0.6 * (pixels - 128))),
+    (["saturated"], mapped(lambda pixels: np.where(pixels > np.quantile(pixels, 0.8), 255, pixels))),
+    (["sharpness", "bytes"], smooth),
+    (["grey_levels"], mapped(lambda pixels: pixels // 3 * 3)),
+    (["thumbnail"], mapped(lambda pixels: pixels + np.linspace(0, 50, pixels.shape[1]))),
 ])
 def test_a_property_of_the_picture_that_goes_with_one_label_is_found(
-        tmp_path: Path, cache: Path, name: str, plant: Callable[[Film], Film]) -> None:
+        tmp_path: Path, cache: Path, names: list[str], plant: Callable[[Film], Film]) -> None:
     audit = audit_cohort(write(changed(clean_films(), plant), tmp_path), cache=cache)
-    found = item(audit, name)
-    assert found.verdict in ("alarm", "look"), found.sentence
-    assert found.figures["effect"] > 0.5, found.figures
+    for name in names:
+        found = item(audit, name)
+        assert found.verdict in ("alarm", "look"), found.sentence
+        assert found.figures["effect"] > 0.5, found.figures
 
 
 @pytest.mark.parametrize(("name", "keyword", "values"), [

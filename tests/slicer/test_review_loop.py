@@ -51,7 +51,7 @@ def truth(server: Served, uid: str) -> str:
                  if uid.encode() in (server.folder / "studies" / name).read_bytes()), "normal")
 
 
-@pytest.mark.parametrize(("disturbed", "answers"), [(False, 4), (True, 2)],
+@pytest.mark.parametrize(("disturbed", "answers"), [(False, 3), (True, 1)],
                          ids=["undisturbed", "killed at every step"])
 def test_from_connecting_to_the_list_ranked_anew(opened, pictures, disturbed: bool, answers: int) -> None:
     # The model of the beginning leans to one class, so that what is trained on the answers is surely better.
