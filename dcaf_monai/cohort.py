@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dcaf_monai.dicom import read_header, sop_instance_uid
-from dcaf_monai.image import ImageError, Notice, patient_digest
+from dcaf_monai.image import ImageError, Notice, file_sha256, patient_digest
 from dcaf_monai.splits import SPLITS, draw_split, read_split
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
@@ -335,12 +335,12 @@ def _with_group(row: _Row, dicom: bool, task_name: str, ways: Counter[str]) -> _
             ways[way] += 1
             return replace(row, group=f"{way}-{patient}")
     ways["file"] += 1  # by content, so that exact copies stay together whatever their names
-    return replace(row, group=f"file-{_content(row.path)[:16]}")
+    return replace(row, group=f"file-{file_sha256(row.path)[:16]}")
 
 
 def _own_cases(rows: Sequence[_Row], base: Cohort) -> list[Case | None]:
     """The base's own case of each row; by name last, for two folders may name other pictures alike."""
-    content = cache(_content)  # once a file, whatever its frames
+    content = cache(file_sha256)  # once a file, whatever its frames
     of_place = {(case.path.resolve(), case.frame or 1): case for case in base.cases}
     of_uid = {case.uid: case for case in base.cases}
     sizes = {row.path.stat().st_size for row in rows if (row.path.resolve(), row.frame or 1) not in of_place}
@@ -353,10 +353,6 @@ def _own_cases(rows: Sequence[_Row], base: Cohort) -> list[Case | None]:
         return known or (named if named and _is_dicom(row.path) and _is_dicom(named.path) else None)
 
     return [own(row) for row in rows]
-
-
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _under_base_groups(rows: Sequence[_Row], base: Cohort) -> list[_Row]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import combinations_with_replacement
 
 import numpy as np
 from PIL import Image as Pillow
@@ -64,22 +65,17 @@ def near_pairs(marks: Sequence[Fingerprint], kinds: Sequence[str], grey: Callabl
     groups = {kind: np.flatnonzero(np.asarray(kinds) == kind) for kind in sorted(set(kinds))}
     certain: set[Pair] = set()
     proposed: set[Pair] = set()
-    for first in groups:
-        for second in groups:
-            if first > second:
-                continue
-            one, two = groups[first], groups[second]
-            looks = [(certain, small, ALIKE, BITS_APART, None),
-                     (proposed, small, RELATED, RELATED_BITS_APART, RELATED_CLOSER)]
-            if features is not None:
-                looks.append((proposed, features.astype(np.float32), FEATURES_ALIKE, FEATURES_BITS_APART,
-                              FEATURES_CLOSER))
-            for found, values, alike, apart, closer in looks:
-                if closer:
-                    usual = min(_usual_distance(values[one]), _usual_distance(values[two]))
-                    alike = max(alike, 1 - closer * usual)
-                found.update((a, b) for a, b in _alike(values, one, two, alike)
-                             if np.count_nonzero(bits[a] != bits[b]) <= apart)
+    looks = [(certain, small, ALIKE, BITS_APART, None),
+             (proposed, small, RELATED, RELATED_BITS_APART, RELATED_CLOSER)]
+    if features is not None:
+        looks.append((proposed, features.astype(np.float32), FEATURES_ALIKE, FEATURES_BITS_APART,
+                      FEATURES_CLOSER))
+    for found, values, alike, apart, closer in looks:
+        usual = {kind: _usual_distance(values[places]) for kind, places in groups.items()} if closer else {}
+        for first, second in combinations_with_replacement(groups, 2):
+            least = max(alike, 1 - closer * min(usual[first], usual[second])) if closer else alike
+            found.update((a, b) for a, b in _alike(values, groups[first], groups[second], least)
+                         if np.count_nonzero(bits[a] != bits[b]) <= apart)
     if proposed - certain:
         least = 1 - DETAIL_CLOSER * (1 - _usual_detail(list(groups.values()), grey))
         certain.update((a, b) for a, b in proposed - certain if detail(grey(a), grey(b)) >= least)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dcaf_monai.cohort import Case
-from dcaf_monai.image import ImageError
+from dcaf_monai.image import ImageError, file_sha256
 from dcaf_monai.network import DualCrossAttentionFusion, Features, optimised
 from dcaf_monai.transforms import Preprocessing, read_input
 
@@ -293,12 +293,10 @@ def trunk_sha256(network: DualCrossAttentionFusion) -> str:
 def _content_key(case: Case) -> str:
     """Digest of the file and frame; empty when the file cannot be opened."""
     try:
-        with case.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") \
-                else hashlib.sha256(file.read())  # Python 3.10
+        digest = file_sha256(case.path)
     except OSError:
         return ""
-    return f"{digest.hexdigest()}:{case.frame}" if case.frame else digest.hexdigest()
+    return f"{digest}:{case.frame}" if case.frame else digest
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:

@@ -24,7 +24,7 @@ from dcaf_monai.artefacts import Artefacts, find_artefacts
 from dcaf_monai.decode import decoder
 from dcaf_monai.dicom import read_image
 from dcaf_monai.grey import colour_to_grey
-from dcaf_monai.image import Image, ImageError, patient_digest
+from dcaf_monai.image import Image, ImageError, file_sha256, patient_digest
 
 FORMAT = 5
 """Raise it when a fingerprint of the same file would come out otherwise."""
@@ -189,7 +189,7 @@ def fingerprints(files: Sequence[tuple[Path, int | None]], cache: Path, *,
     def one(file: tuple[Path, int | None]) -> Fingerprint | ImageError:
         path, frame = file
         try:
-            key = _key(hashlib.sha256(path.read_bytes()).hexdigest(), frame)
+            key = _key(file_sha256(path), frame)
             return known.get(key) or fingerprint(path, frame=frame)
         except ImageError as error:
             return error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
@@ -211,6 +212,19 @@ def patient_orientation(header: Dataset) -> str:
     """Patient Orientation as written in a header; see `Image.patient_orientation`."""
     value = header.get("PatientOrientation", "") or ""
     return value if isinstance(value, str) else "\\".join(str(part) for part in value)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex; read in parts.
+
+    Raises:
+        OSError: When it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def patient_digest(header: Dataset) -> str:

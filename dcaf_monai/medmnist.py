@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 
 from dcaf_monai.cohort import SPLITS, Case, Cohort
 from dcaf_monai.decode import MIN_SIDE
-from dcaf_monai.image import Notice
+from dcaf_monai.image import Notice, file_sha256
 from dcaf_monai.tasks import TASKS, Task
 
 SIZES = (28, 64, 128, 224)
@@ -85,7 +85,7 @@ def cohort_from_npz(path: Path, task: Task, *, folder: Path) -> Cohort:
                          f"{task.name}.")
     if not path.is_file():
         raise ValueError(f"{path.name}: need a MedMNIST .npz file, got none. Download it first.")
-    place = Path(folder) / f"{path.stem}-{_sha256(path)[:16]}"
+    place = Path(folder) / f"{path.stem}-{file_sha256(path)[:16]}"
     cases: list[Case] = []
     try:
         with zipfile.ZipFile(path) as archive:
@@ -232,11 +232,3 @@ def _notices(collection: Collection, cases: Sequence[Case], copies: Mapping[str,
                             f"{', '.join(map(str, official))}, this one {', '.join(map(str, counts))}. "
                             "Published results do not compare."))
     return tuple(found)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

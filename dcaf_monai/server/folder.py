@@ -8,7 +8,6 @@ over.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,19 +102,6 @@ def images_in(root: Path, path: str) -> list[tuple[str, int | None]]:
 def named_by_path(path: str) -> bool:
     """Whether a file says nothing of itself: no SOP Instance UID, so that only its path names its image."""
     return path.lower().endswith(OTHER)
-
-
-def content_of(place: Path) -> str:
-    """SHA-256 of a file's bytes, hex.
-
-    Raises:
-        OSError: When it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with place.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _may_be_image(place: Path) -> bool:

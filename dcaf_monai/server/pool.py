@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
-from dcaf_monai.image import ImageError
+from dcaf_monai.image import ImageError, file_sha256
 from dcaf_monai.server.database import (
     SCORES,
     Database,
@@ -23,7 +23,7 @@ from dcaf_monai.server.database import (
     images,
     predictions,
 )
-from dcaf_monai.server.folder import FoundFile, Refresh, content_of, found_files, images_in, named_by_path
+from dcaf_monai.server.folder import FoundFile, Refresh, found_files, images_in
 from dcaf_monai.server.readings import require_image
 
 logger = logging.getLogger(__name__)
@@ -141,11 +141,12 @@ class Pool:
         """The images in a file, or why there are none.
 
         Args:
-            answered: SHA-256 of what lay at this path when readers answered about it.
+            answered: SHA-256 of what lay at this path when readers answered about it; kept of files only
+                that are named by their path.
         """
         try:
-            if answered is not None and named_by_path(file.path):
-                content = content_of(self.studies / file.path)
+            if answered is not None:
+                content = file_sha256(self.studies / file.path)
                 if content != answered:
                     return [(f"{file.path}#{content[:12]}", None)], None
             return images_in(self.studies, file.path), None

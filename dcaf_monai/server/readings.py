@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, update
 
+from dcaf_monai.image import file_sha256
 from dcaf_monai.server.agreement import agreement
 from dcaf_monai.server.annotation import Annotation, checked_annotation
 from dcaf_monai.server.database import (
@@ -19,7 +20,7 @@ from dcaf_monai.server.database import (
     leases,
     predictions,
 )
-from dcaf_monai.server.folder import content_of, named_by_path
+from dcaf_monai.server.folder import named_by_path
 from dcaf_monai.tasks import NOT_A_CLASS, Task
 
 
@@ -180,7 +181,7 @@ class Readings:
         if known is not None or not named_by_path(path):
             return
         try:
-            content = content_of(self.studies / path)
+            content = file_sha256(self.studies / path)
         except OSError:     # it is gone: what returns is then taken for the same, as without an answer
             return
         connection.execute(self.database.insert(contents).values(uid=uid, sha256=content)

@@ -20,6 +20,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore  # this module alone needs no `compat`
 from sqlalchemy import and_, func, select, update
 
+from dcaf_monai.image import file_sha256
 from dcaf_monai.server.annotation import parse_annotation, plain_json
 from dcaf_monai.server.database import (
     Database,
@@ -226,7 +227,7 @@ class Store(Pool, Scores, Ranks, Worklist, Listing, Exchange, Datastore):
         ending = _ending(source.name)
         if ending not in DICOM + OTHER:
             raise ValueError(f"image: need one of {', '.join(DICOM + OTHER)}, got {ending or 'no ending'}.")
-        target = self.studies / "uploads" / f"{hashlib.sha256(source.read_bytes()).hexdigest()[:32]}{ending}"
+        target = self.studies / "uploads" / f"{file_sha256(source)[:32]}{ending}"
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
         uid = self.add_file(target.relative_to(self.studies).as_posix())

@@ -78,7 +78,10 @@ def test_from_connecting_to_the_list_ranked_anew(opened, pictures, disturbed: bo
         first_model = session.connection.model["version"]
 
         # worklist
-        step(lambda: session.show_page(status="unread"), "/dcaf/worklist")
+        step(lambda: session.show_page(status="all"), "/dcaf/worklist")
+        fixture.wait(on)
+        assert session.page.status == "all"     # what was asked for is not forgotten
+        session.show_page(status="unread")
         fixture.wait(on)
         entropies = [item["normalized_entropy"] for item in session.page.items]
         assert entropies == sorted(entropies, reverse=True) and ui.worklistTable.rowCount == len(entropies)
@@ -99,6 +102,7 @@ def test_from_connecting_to_the_list_ranked_anew(opened, pictures, disturbed: bo
 
         # train
         last = loaded(opened, other_than=list(answered)[-1])
+        session.choose("normal")
         ui.learnSection.collapsed = False
         ui.curveCheck.click()
         step(ui.trainButton.click, "/train/")
@@ -121,6 +125,8 @@ def test_from_connecting_to_the_list_ranked_anew(opened, pictures, disturbed: bo
         chart = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLPlotChartNode")
         table = chart.GetNthPlotSeriesNode(0).GetTableNode().GetTable()
         assert table.GetNumberOfRows() == len(training.curve) > 0
+
+        assert session.case is last and last.choice == "normal"     # chosen, through all that, and not sent
 
         # re-rank
         fixture.wait(lambda: session.training.changes is not None

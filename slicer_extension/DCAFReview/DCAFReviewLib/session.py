@@ -25,7 +25,7 @@ from .topics import tells
 __all__ = ["Case", "Connection", "Notice", "Page", "Sent", "Session", "Training"]
 
 POLL_RUNNING_S, POLL_S = 1.0, 15.0
-FIRST_RETRY_S, LAST_RETRY_S, RETRY_GROWTH = 1.0, 15.0, 1.4
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
 LAST_WORD_S = 1.0
 """Longest wait at the very end, for giving the open case back."""
 THREADS = 7
@@ -203,7 +203,7 @@ class Session(Cases):
         return "" if self.case is None else case_text(self.case, self.connection)
 
     def csv(self) -> str:
-        """The annotations of this session as a table."""
+        """The annotations submitted so far as a table."""
         self._look_in_journal()
         return sent_csv(self.sent, {entry.key for entry in self._outbox.pending},
                         {entry.key for entry in self._outbox.refused})
@@ -271,7 +271,7 @@ class Session(Cases):
 
     def _later(self) -> None:
         self._retry_at = self._clock() + self._retry_s
-        self._retry_s = min(self._retry_s * RETRY_GROWTH, LAST_RETRY_S)
+        self._retry_s = min(self._retry_s * 2, LAST_RETRY_S)
         self._mark("connection")
 
     def _refresh(self) -> None:

@@ -115,7 +115,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Sent:
-    """An annotation submitted in this session."""
+    """An annotation that was submitted."""
 
     key: str
     uid: str = field(repr=False)
